@@ -1,0 +1,143 @@
+"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation): plain, with mask attention, with CBAM.
+
+A backbone for laptops, 0.4 GFLOP and 4.7 M parameters, beyond the paper. The
+state-dict keys are timm's `efficientnet_lite0`, and the same weights give the
+same logits in both.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import CBAM, attend, pool_like
+from .classifier import Classifier, MaskAttentionClassifier
+
+# (kernel, stride, expansion, channels, repeats) of the seven stages
+STAGES = [
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+]
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """One kernel a channel.
+
+    On a CPU under bf16 autocast, 5×5 and strided kernels run in float32: the
+    backward pass of their bf16 version is up to nine times slower there.
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int):
+        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        slow = self.training and x.device.type == "cpu" and (self.kernel_size[0] > 3 or self.stride[0] > 1)
+        if slow and torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float()).to(dtype)
+        return super().forward(x)
+
+
+class DepthwiseSeparable(nn.Module):
+    """Depthwise, then pointwise convolution: the block of the first stage."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, attention: str):
+        super().__init__()
+        self.conv_dw = DepthwiseConv2d(inputs, kernel, stride)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv_pw = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.cbam = CBAM(outputs) if attention == "cbam" else nn.Identity()
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor, maps: Iterator[Tensor] | None = None) -> Tensor:
+        out = F.relu6(attend(self.bn1(self.conv_dw(x)), maps), inplace=True)
+        out = self.cbam(self.bn2(self.conv_pw(out)))
+        return out + x if self.residual else out
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project (MobileNetV2): the block of all other stages."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, attention: str):
+        super().__init__()
+        hidden = inputs * expansion
+        self.conv_pw = nn.Conv2d(inputs, hidden, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv_dw = DepthwiseConv2d(hidden, kernel, stride)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.conv_pwl = nn.Conv2d(hidden, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.cbam = CBAM(outputs) if attention == "cbam" else nn.Identity()
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor, maps: Iterator[Tensor] | None = None) -> Tensor:
+        out = F.relu6(self.bn1(self.conv_pw(x)), inplace=True)
+        out = F.relu6(attend(self.bn2(self.conv_dw(out)), maps), inplace=True)
+        out = self.cbam(self.bn3(self.conv_pwl(out)))
+        return out + x if self.residual else out
+
+
+class EfficientNetLite(Classifier):
+    """EfficientNet-Lite0; `attention` is "" or "cbam" (on each block's residual branch, after its last BN)."""
+
+    def __init__(self, attention: str, num_classes: int, in_channels: int):
+        super().__init__()
+        self.conv_stem = nn.Conv2d(in_channels, 32, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        stages, inputs = [], 32
+        for kernel, stride, expansion, outputs, repeats in STAGES:
+            block = DepthwiseSeparable if expansion == 1 else InvertedResidual
+            blocks = [block(inputs, outputs, kernel, stride, expansion, attention)]
+            blocks += [block(outputs, outputs, kernel, 1, expansion, attention) for _ in range(repeats - 1)]
+            stages.append(nn.Sequential(*blocks))
+            inputs = outputs
+        self.blocks = nn.Sequential(*stages)
+        self.conv_head = nn.Conv2d(inputs, 1280, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(1280)
+        self.dropout = nn.Dropout(0.2)
+        self.classifier = nn.Linear(1280, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def pyramid(self, mask: Tensor | None) -> Iterator[Tensor] | None:
+        """No maps; the `_ma` network overrides this."""
+        return None
+
+    def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features (B, 1280, H/32, W/32) of the last convolution, after its BN and ReLU6."""
+        maps = self.pyramid(mask)
+        x = F.relu6(attend(self.bn1(self.conv_stem(image)), maps), inplace=True)
+        for stage in self.blocks:
+            for block in stage:
+                x = block(x, maps)
+        return F.relu6(self.bn2(self.conv_head(x)), inplace=True)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.classifier(self.dropout(features.mean((2, 3))))
+
+
+class MaskEfficientNetLite(MaskAttentionClassifier, EfficientNetLite):
+    """EfficientNet-Lite0 with mask attention after the BN of the stem and of every depthwise convolution."""
+
+    def attention_maps(self, mask: Tensor) -> list[Tensor]:
+        maps = [pool_like(self.conv_stem, mask)]
+        for stage in self.blocks:
+            for block in stage:
+                maps.append(pool_like(block.conv_dw, maps[-1]))
+        return maps
+
+
+def efficientnet_lite(backbone: str, attention: str, num_classes: int, in_channels: int) -> EfficientNetLite:
+    """Build "efficientnet_lite0" with `attention` "", "ma" or "cbam"."""
+    if attention == "ma":
+        return MaskEfficientNetLite("", num_classes, in_channels)
+    return EfficientNetLite(attention, num_classes, in_channels)

@@ -1,0 +1,87 @@
+"""Predicted mask, cleaned mask, and what a mask says against the picture it came from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from skimage.measure import label, regionprops
+from skimage.morphology import remove_small_holes, remove_small_objects
+from torch import nn
+
+from .preprocess import resize, to_unit_range
+
+SMALLEST_LUNG = 0.01  # share of the picture; smaller objects are removed from a mask
+
+
+def clean_mask(mask: np.ndarray) -> np.ndarray:
+    """Fill all holes, then remove objects of less than 1 % of the picture (MANet, section 3.1).
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (H, W) bool.
+    """
+    filled = remove_small_holes(mask, max_size=mask.size)
+    return remove_small_objects(filled, max_size=int(SMALLEST_LUNG * mask.size))
+
+
+@dataclass(frozen=True)
+class Lungs:
+    """A lung mask at the segmenter's size, to be read at any other.
+
+    Attributes:
+        probability: (S, S) float32 in [0, 1], as predicted.
+        cleaned: (S, S) bool, thresholded at 0.5 and cleaned.
+    """
+
+    probability: np.ndarray
+    cleaned: np.ndarray
+
+    @classmethod
+    def from_probability(cls, probability: np.ndarray) -> "Lungs":
+        """Threshold and clean a predicted mask (S, S)."""
+        return cls(probability, clean_mask(probability > 0.5))
+
+    def raw_at(self, size: tuple[int, int] | int) -> np.ndarray:
+        """The mask as predicted, (H, W) bool, its outline interpolated from the probabilities."""
+        return resize(self.probability, size) > 0.5
+
+    def at(self, size: tuple[int, int] | int) -> np.ndarray:
+        """The cleaned mask, (H, W) bool, with the same interpolated outline."""
+        if self.cleaned.shape == ((size, size) if isinstance(size, int) else size):
+            return self.cleaned
+        raw = self.probability > 0.5
+        edited = np.where(self.cleaned == raw, self.probability, self.cleaned.astype(np.float32))
+        return resize(edited, size) > 0.5
+
+
+@torch.inference_mode()
+def predict_lungs(segmenter: nn.Module, picture: np.ndarray, size: int) -> Lungs:
+    """Segment one picture (H, W) in [0, 1] at the segmenter's input size (a square of side `size`)."""
+    device = next(segmenter.parameters()).device
+    image = torch.from_numpy(to_unit_range(resize(picture, size)))[None, None].to(device)
+    return Lungs.from_probability(segmenter(image)[0, 0].float().sigmoid().cpu().numpy())
+
+
+def mask_warnings(raw: np.ndarray, cleaned: np.ndarray) -> list[str]:
+    """Plain sentences where the masks (both (H, W) bool) do not look like the lungs of a frontal chest X-ray."""
+    area = cleaned.mean()
+    if area < 2 * SMALLEST_LUNG:
+        return ["Hardly any lung was found; this may not be a frontal chest X-ray, and the readings mean little."]
+    found = []
+    height, width = cleaned.shape
+    regions = sorted(regionprops(label(cleaned)), key=lambda region: -region.area)
+    left, right = cleaned[:, : width // 2].sum(), cleaned[:, width // 2 :].sum()
+    if min(left, right) < 0.15 * max(left, right):
+        found.append("Lung was found on one side only; check that both lungs are in the picture and the view is frontal.")
+    if len(regions) > 3:
+        found.append(f"The lung mask is in {len(regions)} pieces; this may not be a frontal chest X-ray.")
+    if area > 0.65:
+        found.append("The lung mask covers most of the picture; this may not be a frontal chest X-ray.")
+    frame = np.concatenate([cleaned[0], cleaned[-1], cleaned[:, 0], cleaned[:, -1]])
+    if frame.mean() > 0.15:
+        found.append("The lung mask runs out of the picture; lungs may be cut off, or this is not a chest X-ray.")
+    if (raw ^ cleaned).sum() > 0.25 * cleaned.sum():
+        found.append("The predicted mask needed much cleaning; compare it with the picture before trusting the rest.")
+    return found

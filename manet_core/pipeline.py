@@ -1,0 +1,196 @@
+"""X-ray in, second opinion out: masks, readings, heatmaps, warnings."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from .gradcam import grad_cam, scale_maps
+from .lungs import Lungs, mask_warnings, predict_lungs
+from .preprocess import resize, segmented_lungs
+from .quality import picture_warnings
+from .registry import list_models
+from .weights import WeightsError, load_network, read_manifest
+from .xray import XRay
+
+DISCLAIMER = "Research and teaching only, not a medical device."
+SEGMENTER = "resunet"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one classifier says of one X-ray.
+
+    Attributes:
+        probabilities: {class: float}, sums to 1.
+        predicted: the class of the highest probability.
+        heatmaps: {class: (h, w) float32 in [0, 1]}, Grad-CAM at the last block, at
+            the network's input size, each min–max scaled on its own.
+        peaks: {class: float}, each map's raw maximum before scaling.
+        in_lung: {class: float in [0, 1]}, the share of the heatmap's mass inside
+            the cleaned mask; NaN-free: 0 for an empty heatmap.
+        native: (h, w) of the features, the resolution that a heatmap really has.
+    """
+
+    probabilities: dict[str, float]
+    predicted: str
+    heatmaps: dict[str, np.ndarray] = field(repr=False)
+    peaks: dict[str, float]
+    in_lung: dict[str, float]
+    native: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One X-ray, analysed. The four pictures have the X-ray's own (H, W).
+
+    Attributes:
+        original: (H, W) float32 in [0, 1].
+        segmentation: the predicted and the cleaned mask at the segmenter's size.
+        readings: {model: Reading}.
+        warnings: plain sentences; [] when all is well.
+    """
+
+    original: np.ndarray = field(repr=False)
+    segmentation: Lungs = field(repr=False)
+    readings: dict[str, Reading]
+    warnings: list[str]
+
+    @cached_property
+    def mask_raw(self) -> np.ndarray:
+        """The mask as predicted, (H, W) bool."""
+        return self.segmentation.raw_at(self.original.shape)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """The mask with holes filled and small objects removed, (H, W) bool."""
+        return self.segmentation.at(self.original.shape)
+
+    @property
+    def lungs(self) -> np.ndarray:
+        """The segmented lungs, original × mask, (H, W) float32 in [0, 1]."""
+        return self.original * self.mask
+
+    def heatmap(self, model: str, name: str) -> np.ndarray:
+        """The heatmap of class `name` by `model`, enlarged to (H, W), float32 in [0, 1].
+
+        Raises:
+            KeyError: `model` did not read this X-ray, or there is no such class.
+        """
+        return resize(self.readings[model].heatmaps[name], self.original.shape)
+
+    def to_dict(self) -> dict:
+        """The result without pixels and without anything about the patient, ready for JSON."""
+        return {
+            "readings": {
+                model: {
+                    "probabilities": reading.probabilities,
+                    "predicted": reading.predicted,
+                    "in_lung": reading.in_lung,
+                }
+                for model, reading in self.readings.items()
+            },
+            "lung_area": float(self.segmentation.cleaned.mean()),
+            "height": self.original.shape[0],
+            "width": self.original.shape[1],
+            "warnings": list(self.warnings),
+            "disclaimer": DISCLAIMER,
+        }
+
+
+class Pipeline:
+    """The networks, loaded once; `analyze` may be called again and again.
+
+    Example:
+        >>> from manet_core import Pipeline
+        >>> from manet_core.phantom import phantom
+        >>> pipe = Pipeline.load(models=["efficientnet_lite0_ma"])
+        >>> pipe.analyze(phantom(seed=0)).readings["efficientnet_lite0_ma"].predicted in pipe.classes
+        True
+    """
+
+    def __init__(self, segmenter: nn.Module, classifiers: dict[str, nn.Module], entries: dict[str, dict]):
+        self.segmenter, self.classifiers, self.entries = segmenter, classifiers, entries
+
+    @classmethod
+    def load(cls, weights: str | Path = "weights", models: list[str] | None = None, device: str = "auto") -> "Pipeline":
+        """Load the segmenter and `models` (None: all classifiers of the manifest) from a weights folder.
+
+        Args:
+            weights: folder with manifest.json.
+            models: names of classifiers; [] for the mask alone.
+            device: "auto" (CUDA when present), "cpu", "cuda", "cuda:1", ...
+
+        Raises:
+            WeightsError: weights are missing or damaged.
+        """
+        entries = read_manifest(weights)
+        if models is None:
+            models = [name for name in list_models() if name in entries]
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        segmenter = load_network(weights, SEGMENTER, device)
+        return cls(segmenter, {name: load_network(weights, name, device) for name in models}, entries)
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the loaded classifiers."""
+        return list(self.classifiers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.segmenter.parameters()).device
+
+    def analyze(self, x: XRay, models: list[str] | None = None) -> Analysis:
+        """Mask, clean, classify and explain one X-ray.
+
+        Args:
+            x: from `load_xray`.
+            models: loaded names to ask; None: all; []: stop after the mask.
+
+        Raises:
+            WeightsError: a model that is not loaded.
+        """
+        names = self.models if models is None else list(models)
+        for name in names:
+            if name not in self.classifiers:
+                raise WeightsError(f"{name!r} is not loaded; loaded are: {', '.join(self.models) or 'none'}.")
+        segmentation = predict_lungs(self.segmenter, x.pixels, self.entries[SEGMENTER]["preprocessing"]["size"])
+        inputs = {}  # network input by size: most classifiers share one
+        readings = {}
+        for name in names:
+            size = self.entries[name]["preprocessing"]["size"]
+            if size not in inputs:
+                inputs[size] = self._input(x.pixels, segmentation, size)
+            readings[name] = self._read(name, *inputs[size])
+        warnings = [*x.remarks, *picture_warnings(x.pixels)]
+        warnings += mask_warnings(segmentation.probability > 0.5, segmentation.cleaned)
+        return Analysis(x.pixels, segmentation, readings, warnings)
+
+    def _input(self, pixels: np.ndarray, segmentation: Lungs, size: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """Segmented lungs (1, 1, S, S) in [−1, 1], mask (1, 1, S, S), and the mask as (S, S) bool."""
+        mask = segmentation.at(size)
+        image = torch.from_numpy(segmented_lungs(resize(pixels, size), mask))[None, None]
+        return image.to(self.device), torch.from_numpy(mask.astype(np.float32))[None, None].to(self.device), mask
+
+    def _read(self, name: str, image: torch.Tensor, mask: torch.Tensor, lungs: np.ndarray) -> Reading:
+        net, classes = self.classifiers[name], self.entries[name]["classes"]
+        with torch.inference_mode():
+            features = net.forward_features(image, mask)
+        logits, maps = grad_cam(net, features)
+        probabilities = logits.double().softmax(0).tolist()
+        heatmaps = scale_maps(maps, lungs.shape[0])
+        mass = heatmaps.sum((1, 2))
+        inside = (heatmaps * lungs).sum((1, 2)) / np.maximum(mass, 1e-7)
+        return Reading(
+            probabilities=dict(zip(classes, probabilities)),
+            predicted=classes[int(np.argmax(probabilities))],
+            heatmaps=dict(zip(classes, heatmaps)),
+            peaks=dict(zip(classes, maps.amax((1, 2)).tolist())),
+            in_lung=dict(zip(classes, inside.tolist())),
+            native=tuple(maps.shape[-2:]),
+        )

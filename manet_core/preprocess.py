@@ -1,0 +1,38 @@
+"""The few array operations that training and inference must do alike."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+
+def resize(picture: np.ndarray, size: tuple[int, int] | int) -> np.ndarray:
+    """Resize (H, W) float32 to `size` (height, width; or one side of a square), antialiased bilinear.
+
+    Aspect ratio is not kept: the networks see squares, as in the paper.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if picture.shape == (height, width):
+        return picture.astype(np.float32, copy=False)
+    tensor = torch.from_numpy(np.ascontiguousarray(picture, np.float32))[None, None]
+    shrinks = height < picture.shape[0] or width < picture.shape[1]
+    out = F.interpolate(tensor, (height, width), mode="bilinear", antialias=shrinks)
+    return out[0, 0].numpy()
+
+
+def to_unit_range(picture: np.ndarray) -> np.ndarray:
+    """Min–max scale to [0, 1], the segmenter's input (MANet, section 3.1); a constant picture becomes 0."""
+    low, high = picture.min(), picture.max()
+    return (picture - low) / max(float(high - low), 1e-6)
+
+
+def segmented_lungs(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Image × mask, then min–max to [−1, 1], the classifiers' input (MANet, section 3.2).
+
+    Args:
+        picture: (H, W) float32 in [0, 1].
+        mask: (H, W) bool or in [0, 1], of the same size.
+
+    Returns:
+        (H, W) float32; −1 everywhere where the mask is empty.
+    """
+    return to_unit_range(picture * mask).astype(np.float32) * 2 - 1

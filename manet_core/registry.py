@@ -1,0 +1,62 @@
+"""Names to networks: one row a backbone family, three attentions each."""
+
+from torch import nn
+
+from .efficientnet_lite import efficientnet_lite
+from .resnet import resnet
+from .resunet import ResUNet
+
+CLASSES = ("Normal", "COVID-19", "Tuberculosis", "Bacterial pneumonia", "Viral pneumonia")
+
+_BACKBONES = {"efficientnet_lite0": efficientnet_lite, "resnet34": resnet, "resnet50": resnet}
+_ATTENTIONS = ("", "ma", "cbam")
+
+
+def list_models() -> list[str]:
+    """Every classifier's name, plain, `_ma` and `_cbam` of a backbone next to each other."""
+    return [f"{backbone}_{attention}".rstrip("_") for backbone in _BACKBONES for attention in _ATTENTIONS]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """("resnet50", "ma") of "resnet50_ma"; the attention is "" for a plain network.
+
+    Raises:
+        ValueError: no such model.
+    """
+    for backbone in _BACKBONES:
+        attention = name.removeprefix(backbone).removeprefix("_")
+        if name == f"{backbone}_{attention}".rstrip("_") and attention in _ATTENTIONS:
+            return backbone, attention
+    raise ValueError(f"There is no model {name!r}; choose one of: {', '.join(list_models())}.")
+
+
+def create_classifier(name: str, num_classes: int = len(CLASSES), in_channels: int = 1) -> nn.Module:
+    """A classifier with random weights: net(image, mask) -> logits.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: width of the logits.
+        in_channels: channels of the image; X-rays have one.
+
+    Raises:
+        ValueError: no such model.
+
+    Example:
+        >>> import torch
+        >>> net = create_classifier("resnet34_ma").eval()
+        >>> net(torch.zeros(2, 1, 224, 224), torch.ones(2, 1, 224, 224)).shape
+        torch.Size([2, 5])
+    """
+    backbone, attention = split_name(name)
+    return _BACKBONES[backbone](backbone, attention, num_classes, in_channels)
+
+
+def create_segmenter(name: str = "resunet", in_channels: int = 1, width: int = 32) -> nn.Module:
+    """A lung segmenter with random weights: net(image) -> mask logits, both (B, 1, H, W).
+
+    Raises:
+        ValueError: `name` is not "resunet".
+    """
+    if name != "resunet":
+        raise ValueError(f"There is no segmenter {name!r}; the only one is 'resunet'.")
+    return ResUNet(in_channels, width)

@@ -1,0 +1,1 @@
+"""Everything that makes and measures MANet's weights: python -m train.<verb>."""

@@ -1,0 +1,73 @@
+"""Train a classifier on segmented lungs (MANet, section 3.2).
+
+The paper's recipe, on a GPU:
+    python -m train.classify --data DATA --model resnet34_ma --out runs/resnet34_ma
+What was done for the shipped weights: see weights/MODEL_CARD.md.
+"""
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from manet_core import CLASSES, create_classifier, list_models
+
+from . import imagenet
+from .data import LungPictures, Pictures, augmentation, predicted_lungs
+from .engine import fit, parser
+
+
+@torch.inference_mode()
+def predict(net: nn.Module, dataset: LungPictures, device: torch.device, precision: str = "no") -> np.ndarray:
+    """Probabilities (N, K) float32 of a classification data set, in its order."""
+    out = []
+    for image, mask, _ in DataLoader(dataset, 64):
+        image, mask = image.to(device, memory_format=torch.channels_last), mask.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = net(image, mask)
+        out.append(logits.float().softmax(1).cpu().numpy())
+    return np.concatenate(out)
+
+
+def main() -> None:
+    p = parser(__doc__, epochs=200, optimizer="sgd", lr=0.01, weight_decay=0.0, schedule="cosine")
+    p.add_argument("--model", required=True, choices=list_models())
+    p.add_argument("--weights", default="weights", help="folder with the segmenter's weights")
+    p.add_argument("--imagenet", action="store_true", help="start from ImageNet weights (efficientnet_lite0 only)")
+    args = p.parse_args()
+    torch.manual_seed(args.seed)
+
+    pictures = Pictures(args.data, args.size, args.cache)
+    lungs = predicted_lungs(pictures, args.weights)
+    train_rows, val_rows = (pictures.rows(split, labelled=True) for split in ("train", "val"))
+    train_set = LungPictures("classify", pictures, train_rows, lungs, augmentation(30, True), args.seed)
+    val_set = LungPictures("classify", pictures, val_rows, lungs)
+
+    net = create_classifier(args.model)
+    if args.imagenet:
+        if not args.model.startswith("efficientnet_lite0"):
+            p.error("--imagenet is there for efficientnet_lite0 only.")
+        weights = imagenet.efficientnet_lite0()
+        net.load_state_dict({k: w for k, w in weights.items() if not k.startswith("classifier.")}, strict=False)
+
+    def loss(net: nn.Module, batch: tuple) -> Tensor:
+        image, mask, label = batch
+        return F.cross_entropy(net(image.to(memory_format=torch.channels_last), mask).float(), label)
+
+    def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
+        probabilities = predict(net, val_set, device, args.precision)
+        predicted = probabilities.argmax(1)
+        true = np.maximum(probabilities[np.arange(len(predicted)), val_set.labels], 1e-12)
+        return {
+            "val_loss": float(-np.log(true).mean()),
+            "accuracy": accuracy_score(val_set.labels, predicted),
+            "macro_f1": f1_score(val_set.labels, predicted, average="macro", labels=range(len(CLASSES))),
+        }
+
+    fit(args, net, train_set, loss, validate, score="accuracy")
+
+
+if __name__ == "__main__":
+    main()

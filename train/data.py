@@ -1,0 +1,170 @@
+"""X-rays on disk to arrays in memory: the index, the decoded cache, the augmentation.
+
+Every verb takes `--data ROOT`, a folder with an `index.csv` (columns image,
+mask, label, source, patient, split; paths relative to it or absolute; see
+`train.prepare`). Pictures are decoded once, by the same `load_xray` and
+`resize` that the pipeline uses, into a memory-mapped array.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # albumentations asks a package index for updates at import
+
+import albumentations as A
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from manet_core import CLASSES, load_xray
+from manet_core.lungs import predict_lungs
+from manet_core.preprocess import resize, segmented_lungs, to_unit_range
+from manet_core.weights import load_network, read_manifest
+
+COLUMNS = ["image", "mask", "label", "source", "patient", "split"]
+
+
+def read_index(data: str | Path) -> pd.DataFrame:
+    """`data`/index.csv, all columns as text, image and mask paths made absolute.
+
+    Raises:
+        SystemExit: there is no index, or it lacks a column; the text says what to run.
+    """
+    root = Path(data)
+    path = root / "index.csv"
+    if not path.is_file():
+        raise SystemExit(f"There is no {path}: run `python -m train.prepare --data {root} --out DIR` and use --data DIR.")
+    index = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [column for column in COLUMNS if column not in index]
+    if missing:
+        raise SystemExit(f"{path} lacks the column(s) {', '.join(missing)}.")
+    for column in ("image", "mask"):
+        index[column] = [str(root / name) if name else "" for name in index[column]]
+    return index
+
+
+class Pictures:
+    """All pictures of an index at one square size, decoded once.
+
+    Attributes:
+        index: the rows, in the order of the arrays.
+        images: (N, S, S) uint8, memory-mapped.
+        masks: (N, S, S) bool, memory-mapped; False where a row has no mask.
+    """
+
+    def __init__(self, data: str | Path, size: int, cache: str | Path = "runs/cache"):
+        self.index, self.size = read_index(data), size
+        paths = "\n".join(self.index.image + "|" + self.index["mask"])
+        stem = f"{hashlib.sha256(paths.encode()).hexdigest()[:12]}-{size}"
+        self.folder = Path(cache)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        images, masks = self.folder / f"{stem}-images.npy", self.folder / f"{stem}-masks.npy"
+        if not (images.exists() and masks.exists()):
+            self._decode(images, masks)
+        self.stem = stem
+        self.images, self.masks = np.load(images, mmap_mode="r"), np.load(masks, mmap_mode="r")
+
+    def _decode(self, images: Path, masks: Path) -> None:
+        shape = (len(self.index), self.size, self.size)
+        parts = [path.with_suffix(".part") for path in (images, masks)]
+        pixels = np.lib.format.open_memmap(parts[0], "w+", np.uint8, shape)
+        lungs = np.lib.format.open_memmap(parts[1], "w+", bool, shape)
+        rows = zip(self.index.image, self.index["mask"])
+        for i, (image, mask) in enumerate(tqdm(rows, "decoding", len(self.index), unit="picture")):
+            pixels[i] = np.rint(resize(load_xray(image).pixels, self.size) * 255)
+            if mask:
+                lungs[i] = resize(np.asarray(Image.open(mask).convert("1"), np.float32), self.size) > 0.5
+        pixels.flush(), lungs.flush()
+        for part, path in zip(parts, (images, masks)):
+            part.rename(path)  # only a finished cache gets its name, whatever interrupts this
+
+    def rows(self, *splits: str, with_mask: bool = False, labelled: bool = False) -> np.ndarray:
+        """Positions of the rows in `splits`, optionally only those with a mask or with one of the five classes."""
+        keep = self.index.split.isin(splits)
+        if with_mask:
+            keep &= self.index["mask"] != ""
+        if labelled:
+            keep &= self.index.label.isin(CLASSES)
+        return np.flatnonzero(keep)
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """Class numbers (len(rows),) int64, in the order of `CLASSES`."""
+        return np.array([CLASSES.index(label) for label in self.index.label.iloc[rows]], np.int64)
+
+
+def augmentation(rotation: float, intensity: bool) -> A.Compose:
+    """Shift ±6.25 %, scale ±20 %, rotation ±`rotation`°, each with p = 0.5 (MANet, sections 3.1 and 3.2).
+
+    With `intensity`, brightness and contrast ±20 % as well, on the image alone.
+    """
+    move = dict(border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=0.5)
+    steps = [
+        A.Affine(translate_percent=(-0.0625, 0.0625), **move),
+        A.Affine(scale=(0.8, 1.2), **move),
+        A.Affine(rotate=(-rotation, rotation), **move),
+    ]
+    if intensity:
+        steps.append(A.RandomBrightnessContrast(0.2, 0.2, p=0.5))
+    return A.Compose(steps)
+
+
+class LungPictures(Dataset):
+    """Items for one epoch after another; call `set_epoch` before each.
+
+    What is drawn for an item depends on (seed, epoch, item) alone, not on the
+    number of workers or on what was drawn before, so an interrupted training
+    goes on as if it had not been interrupted.
+
+    Args:
+        task: "segment" gives (image in [0, 1], mask), float32 (1, S, S);
+            "classify" gives (segmented lungs in [−1, 1], mask, class number).
+        lungs: (N, S, S) bool, the masks to use, by row of `pictures`.
+        augment: None for validation and testing.
+    """
+
+    def __init__(self, task: str, pictures: Pictures, rows: np.ndarray, lungs: np.ndarray, augment=None, seed: int = 0):
+        self.task, self.pictures, self.rows, self.lungs = task, pictures, rows, lungs
+        self.augment, self.seed, self.epoch = augment, seed, 0
+        self.labels = pictures.labels(rows) if task == "classify" else None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw new augmentations from here on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> tuple:
+        row = self.rows[item]
+        image, mask = np.array(self.pictures.images[row]), np.array(self.lungs[row], np.uint8)
+        if self.augment is not None:
+            self.augment.set_random_seed(hash((self.seed, self.epoch, item)) % 2**32)
+            out = self.augment(image=image, mask=mask)
+            image, mask = out["image"], out["mask"]
+        image = image.astype(np.float32) / 255
+        if self.task == "segment":
+            return torch.from_numpy(to_unit_range(image))[None], torch.from_numpy(mask.astype(np.float32))[None]
+        lungs = segmented_lungs(image, mask)
+        return torch.from_numpy(lungs)[None], torch.from_numpy(mask.astype(np.float32))[None], self.labels[item]
+
+
+def predicted_lungs(pictures: Pictures, weights: str | Path) -> np.ndarray:
+    """Cleaned masks (N, S, S) bool of all pictures, as the pipeline would predict them; made once, then cached."""
+    entry = read_manifest(weights)["resunet"]
+    path = pictures.folder / f"{pictures.stem}-lungs-{entry['sha256'][:12]}.npy"
+    if not path.exists():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        segmenter = load_network(weights, "resunet", device)
+        part = path.with_suffix(".part")
+        lungs = np.lib.format.open_memmap(part, "w+", bool, pictures.images.shape)
+        for i, image in enumerate(tqdm(pictures.images, "segmenting", unit="picture")):
+            picture = image.astype(np.float32) / 255
+            lungs[i] = predict_lungs(segmenter, picture, entry["preprocessing"]["size"]).at(pictures.size)
+        lungs.flush()
+        part.rename(path)
+    return np.load(path, mmap_mode="r")

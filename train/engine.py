@@ -1,0 +1,206 @@
+"""The training loop that `train.segment` and `train.classify` share.
+
+One call of `fit` trains, logs, checkpoints after every epoch, and goes on from
+the last checkpoint when it is started again; `accelerate launch` spreads it
+over several GPUs unchanged.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+
+def parser(description: str, **defaults) -> argparse.ArgumentParser:
+    """The options that both trainings have; `defaults` are the paper's own values."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA")
+    p.add_argument("--cache", default="runs/cache", help="folder for decoded pictures")
+    p.add_argument("--out", required=True, help="folder for weights, checkpoint and log; start again to resume")
+    p.add_argument("--size", type=int, default=224, help="side of the square input, in pixels")
+    p.add_argument("--epochs", type=int)
+    p.add_argument("--batch", type=int, default=64)
+    p.add_argument("--optimizer", choices=["sgd", "adam", "adamw"])
+    p.add_argument("--lr", type=float, help="peak learning rate")
+    p.add_argument("--weight-decay", type=float)
+    p.add_argument("--schedule", choices=["constant", "cosine", "onecycle"])
+    p.add_argument("--init", help="weights to start from (.safetensors); layers of another name or shape are skipped")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: CUDA when present")
+    p.add_argument("--precision", choices=["bf16", "no"], default="bf16", help="autocast type; no: float32")
+    p.add_argument("--workers", type=int, default=0 if not torch.cuda.is_available() else 8, help="loader processes")
+    p.set_defaults(**defaults)
+    return p
+
+
+class EpochSampler(Sampler):
+    """A random order that depends on (seed, epoch) alone, the same in every process."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+
+def load_weights(net: nn.Module, path: str | Path) -> list[str]:
+    """Copy what fits of a .safetensors file into `net`; returns the names in `net` that stay as they were."""
+    weights, own = load_file(path), net.state_dict()
+    fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
+    net.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Write float32 weights; the file has its name only once it is complete."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    save_file(state, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
+def fit(
+    args: argparse.Namespace,
+    net: nn.Module,
+    train_set: Dataset,
+    loss: Callable[[nn.Module, tuple], Tensor],
+    validate: Callable[[nn.Module, torch.device], dict[str, float]],
+    score: str,
+) -> dict:
+    """Train `net`; leave out/best.safetensors, out/log.csv and out/result.json behind.
+
+    Args:
+        args: from `parser`.
+        net: moved to the device and to channels_last here.
+        train_set: has `set_epoch`.
+        loss: (net, batch) -> scalar.
+        validate: (net, device) -> figures, after every epoch, on the main process.
+        score: the figure whose highest value chooses the epoch that is kept.
+
+    Returns:
+        The content of result.json: the figures of the best epoch, its number, seconds.
+
+    Raises:
+        SystemExit: `args.out` holds a training with other settings.
+    """
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    set_seed(args.seed)
+    accelerator = Accelerator(mixed_precision=args.precision, cpu=args.device == "cpu")
+    settings = {k: v for k, v in vars(args).items() if k not in ("cache", "out", "workers", "device")}
+    _check_settings(out / "settings.json", settings)
+
+    net = net.to(memory_format=torch.channels_last)
+    if args.init:
+        untouched = load_weights(net, args.init)
+        accelerator.print(f"started from {args.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors")
+    optimizer = _optimizer(args, net)
+    sampler = EpochSampler(len(train_set), args.seed)
+    loader = DataLoader(
+        train_set, args.batch, sampler=sampler, drop_last=True, num_workers=args.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
+    scheduler = _scheduler(args, optimizer, args.epochs * len(loader))
+
+    checkpoint, history, first, seconds = out / "last.ckpt", [], 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        first, history, seconds = state["epoch"], state["history"], state["seconds"]
+        accelerator.print(f"resuming after epoch {first}")
+
+    for epoch in range(first, args.epochs):
+        start = time.perf_counter()
+        sampler.epoch = epoch
+        train_set.set_epoch(epoch)
+        model.train()
+        total = torch.zeros((), device=accelerator.device)
+        bar = tqdm(loader, f"epoch {epoch + 1}/{args.epochs}", disable=not accelerator.is_main_process, mininterval=5)
+        for step, batch in enumerate(bar):
+            with accelerator.autocast():
+                value = loss(model, batch)
+            accelerator.backward(value)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            total += value.detach()
+            if step % 20 == 19:
+                bar.set_postfix(loss=f"{total.item() / (step + 1):.4f}")
+        mean_loss = accelerator.reduce(total, "mean").item() / len(loader)
+        if not math.isfinite(mean_loss):
+            raise SystemExit("The loss is no longer a number; start again in another --out with a lower --lr.")
+        seconds += time.perf_counter() - start
+        if accelerator.is_main_process:
+            net.eval()
+            row = {"epoch": epoch + 1, "lr": scheduler.get_last_lr()[0], "train_loss": mean_loss}
+            row |= validate(net, accelerator.device) | {"seconds": round(seconds, 1)}
+            history.append(row)
+            accelerator.print({k: round(v, 4) for k, v in row.items()})
+            if row[score] == max(r[score] for r in history):
+                save_weights(net, out / "best.safetensors")
+            _write_log(out / "log.csv", history)
+            state = {
+                "net": net.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+                "epoch": epoch + 1, "history": history, "seconds": seconds, "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            }
+            torch.save(state, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+        accelerator.wait_for_everyone()
+
+    result = {}
+    if accelerator.is_main_process:
+        best = max(history, key=lambda row: row[score])
+        result = {"validation": best, "settings": settings, "device": str(accelerator.device), "seconds": seconds}
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _check_settings(path: Path, settings: dict) -> None:
+    if path.exists() and (old := json.loads(path.read_text())) != settings:
+        changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+        raise SystemExit(f"{path.parent} holds a training with another {', '.join(changed)}: choose another --out.")
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _optimizer(args: argparse.Namespace, net: nn.Module) -> torch.optim.Optimizer:
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    kind = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
+    return kind(net.parameters(), args.lr, weight_decay=args.weight_decay)
+
+
+def _scheduler(args: argparse.Namespace, optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if args.schedule == "onecycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=max(steps, 2))
+    if args.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _write_log(path: Path, history: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, history[0].keys())
+        writer.writeheader()
+        writer.writerows(history)
