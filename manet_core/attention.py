@@ -57,6 +57,7 @@ class ChannelAttention(nn.Module):
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
         hidden = max(1, channels // reduction)
+        self.average, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
         self.mlp = nn.Sequential(
             nn.Conv2d(channels, hidden, 1, bias=False),
             nn.ReLU(inplace=True),
@@ -64,9 +65,8 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        average = self.mlp(x.mean((2, 3), keepdim=True))  # (B, C, 1, 1)
-        maximum = self.mlp(x.amax((2, 3), keepdim=True))
-        return x * torch.sigmoid(average + maximum)
+        gate = self.mlp(self.average(x)) + self.mlp(self.maximum(x))  # (B, C, 1, 1)
+        return x * torch.sigmoid(gate)
 
 
 class SpatialAttention(nn.Module):

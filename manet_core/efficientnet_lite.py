@@ -5,6 +5,7 @@ state-dict keys are timm's `efficientnet_lite0`, and the same weights give the
 same logits in both.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -102,11 +103,13 @@ class EfficientNetLite(Classifier):
         self.blocks = nn.Sequential(*stages)
         self.conv_head = nn.Conv2d(inputs, 1280, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(1280)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.2)
         self.classifier = nn.Linear(1280, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                fan_out = module.out_channels // module.groups * module.kernel_size[0] ** 2
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
     def pyramid(self, mask: Tensor | None) -> Iterator[Tensor] | None:
         """No maps; the `_ma` network overrides this."""
@@ -122,7 +125,7 @@ class EfficientNetLite(Classifier):
         return F.relu6(self.bn2(self.conv_head(x)), inplace=True)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        return self.classifier(self.dropout(features.mean((2, 3))))
+        return self.classifier(self.dropout(self.avgpool(features).flatten(1)))
 
 
 class MaskEfficientNetLite(MaskAttentionClassifier, EfficientNetLite):

@@ -46,17 +46,22 @@ def parser(description: str, **defaults) -> argparse.ArgumentParser:
 
 
 class EpochSampler(Sampler):
-    """A random order that depends on (seed, epoch) alone, the same in every process."""
+    """A random order that depends on (seed, epoch) alone, the same in every process.
 
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, 0
+    With `weights` (one a row), rows are drawn with replacement in proportion to them.
+    """
+
+    def __init__(self, length: int, seed: int, weights: Tensor | None = None):
+        self.length, self.seed, self.weights, self.epoch = length, seed, weights, 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator).tolist())
+        if self.weights is None:
+            return iter(torch.randperm(self.length, generator=generator).tolist())
+        return iter(torch.multinomial(self.weights, self.length, replacement=True, generator=generator).tolist())
 
 
 def load_weights(net: nn.Module, path: str | Path) -> list[str]:
@@ -81,6 +86,7 @@ def fit(
     loss: Callable[[nn.Module, tuple], Tensor],
     validate: Callable[[nn.Module, torch.device], dict[str, float]],
     score: str,
+    draw: Tensor | None = None,
 ) -> dict:
     """Train `net`; leave out/best.safetensors, out/log.csv and out/result.json behind.
 
@@ -91,6 +97,7 @@ def fit(
         loss: (net, batch) -> scalar.
         validate: (net, device) -> figures, after every epoch, on the main process.
         score: the figure whose highest value chooses the epoch that is kept.
+        draw: weights (len(train_set),) with which pictures are drawn; None: each once an epoch.
 
     Returns:
         The content of result.json: the figures of the best epoch, its number, seconds.
@@ -110,7 +117,7 @@ def fit(
         untouched = load_weights(net, args.init)
         accelerator.print(f"started from {args.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors")
     optimizer = _optimizer(args, net)
-    sampler = EpochSampler(len(train_set), args.seed)
+    sampler = EpochSampler(len(train_set), args.seed, draw)
     loader = DataLoader(
         train_set, args.batch, sampler=sampler, drop_last=True, num_workers=args.workers,
         pin_memory=torch.cuda.is_available(),

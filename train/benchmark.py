@@ -1,0 +1,145 @@
+"""Measure what speed is claimed: python -m train.benchmark
+
+All figures of one run are measured in turn on the same machine, in pairs, so
+that a drifting clock speed touches both sides alike; ratios are medians of the
+pairs' ratios.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from manet_core import Pipeline, create_classifier
+from manet_core.phantom import phantom
+
+
+def paired(a: Callable, b: Callable, runs: int, name: str) -> dict[str, float]:
+    """Median seconds of `a` and `b`, called in turn, and the median of the ratios a/b."""
+    for warm in (a, b, a, b):
+        warm()
+    times = np.empty((runs, 2))
+    for run in tqdm(range(runs), name, leave=False):
+        for side, function in enumerate((a, b) if run % 2 == 0 else (b, a)):
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[run, side if run % 2 == 0 else 1 - side] = time.perf_counter() - start
+    a_seconds, b_seconds = np.median(times, axis=0)
+    return {"a_ms": 1e3 * a_seconds, "b_ms": 1e3 * b_seconds, "ratio": float(np.median(times[:, 0] / times[:, 1]))}
+
+
+class BindMask(nn.Module):
+    """A one-input view of a classifier, which is what pytorch-grad-cam can call."""
+
+    def __init__(self, net: nn.Module, mask: torch.Tensor):
+        super().__init__()
+        self.net, self.mask = net, mask
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.net(image, self.mask)
+
+
+def benchmark_pipeline(weights: str, backbone: str, runs: int) -> dict:
+    """One X-ray through mask, trio and fifteen heatmaps, against bare forward passes and against pytorch-grad-cam."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    names = [backbone, f"{backbone}_ma", f"{backbone}_cbam"]
+    pipe = Pipeline.load(weights, names)
+    x = phantom(512)
+    size = pipe.entries[backbone]["preprocessing"]["size"]
+    segmenter_size = pipe.entries["resunet"]["preprocessing"]["size"]
+    picture = torch.rand(1, 1, segmenter_size, segmenter_size, device=pipe.device)
+    image = torch.rand(1, 1, size, size, device=pipe.device) * 2 - 1
+    mask = torch.rand(1, 1, size, size, device=pipe.device).round()
+
+    def full() -> None:
+        analysis = pipe.analyze(x)
+        assert sum(len(reading.heatmaps) for reading in analysis.readings.values()) == 15
+
+    @torch.inference_mode()
+    def bare() -> None:
+        pipe.segmenter(picture)
+        for net in pipe.classifiers.values():
+            net(image, mask)
+
+    def library() -> None:
+        with torch.inference_mode():
+            pipe.segmenter(picture)
+        for net in pipe.classifiers.values():
+            layer = net.layer4[-1] if hasattr(net, "layer4") else net.bn2
+            with GradCAM(BindMask(net, mask), [layer]) as cam:
+                for k in range(5):
+                    cam(image.clone().requires_grad_(), [ClassifierOutputTarget(k)])
+
+    return {
+        f"{backbone} trio: analysis with 15 heatmaps (a) over bare forward passes (b)": paired(full, bare, runs, "analysis"),
+        f"{backbone} trio: pytorch-grad-cam class by class (a) over our analysis (b)": paired(library, full, max(3, runs // 10), "grad-cam"),
+    }
+
+
+def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
+    """MA over plain: inference of one picture, and a training step of 16."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nets = {n: create_classifier(n).to(device, memory_format=torch.channels_last) for n in (f"{backbone}_ma", backbone)}
+    image = torch.rand(16, 1, size, size, device=device).to(memory_format=torch.channels_last) * 2 - 1
+    mask, label = torch.rand(16, 1, size, size, device=device).round(), torch.randint(0, 5, (16,), device=device)
+    optimizers = {n: torch.optim.SGD(net.parameters(), 0.01, 0.9) for n, net in nets.items()}
+
+    def infer(name: str) -> Callable:
+        @torch.inference_mode()
+        def run() -> None:
+            nets[name](image[:1], mask[:1])
+
+        return run
+
+    def step(name: str) -> Callable:
+        def run() -> None:
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = F.cross_entropy(nets[name](image, mask).float(), label)
+            loss.backward()
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+
+        return run
+
+    out = {}
+    for net in nets.values():
+        net.eval()
+    out[f"{backbone}: inference, MA (a) over plain (b)"] = paired(*(infer(n) for n in nets), runs, "inference")
+    for net in nets.values():
+        net.train()
+    out[f"{backbone}: training step, MA (a) over plain (b)"] = paired(*(step(n) for n in nets), max(5, runs // 5), "training step")
+    return out
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--weights", default="weights")
+    p.add_argument("--backbone", default="resnet34", choices=["efficientnet_lite0", "resnet34", "resnet50"])
+    p.add_argument("--runs", type=int, default=50)
+    p.add_argument("--out", default="results", type=Path)
+    args = p.parse_args()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    results = {"device": device, "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    results |= benchmark_pipeline(args.weights, args.backbone, args.runs)
+    results |= benchmark_mask_attention(args.backbone, args.runs)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
+    for name, figure in results.items():
+        print(f"{name}: " + (f"{figure['a_ms']:.1f} ms / {figure['b_ms']:.1f} ms = {figure['ratio']:.3f}" if isinstance(figure, dict) else str(figure)))
+
+
+if __name__ == "__main__":
+    main()
