@@ -103,6 +103,7 @@ class EfficientNetLite(Classifier):
         self.blocks = nn.Sequential(*stages)
         self.conv_head = nn.Conv2d(inputs, 1280, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(1280)
+        self.act = nn.ReLU6()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.2)
         self.classifier = nn.Linear(1280, num_classes)
@@ -122,7 +123,7 @@ class EfficientNetLite(Classifier):
         for stage in self.blocks:
             for block in stage:
                 x = block(x, maps)
-        return F.relu6(self.bn2(self.conv_head(x)), inplace=True)
+        return self.act(self.bn2(self.conv_head(x)))
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.avgpool(features).flatten(1)))

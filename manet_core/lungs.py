@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_fill_holes
 from skimage.measure import label, regionprops
-from skimage.morphology import remove_small_holes, remove_small_objects
+from skimage.morphology import remove_small_objects
 from torch import nn
 
 from .preprocess import resize, to_unit_range
@@ -22,8 +23,7 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) bool.
     """
-    filled = remove_small_holes(mask, max_size=mask.size)
-    return remove_small_objects(filled, max_size=int(SMALLEST_LUNG * mask.size))
+    return remove_small_objects(binary_fill_holes(mask), max_size=int(SMALLEST_LUNG * mask.size))
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,9 @@ def fit(
     settings = {k: v for k, v in vars(args).items() if k not in ("cache", "out", "workers", "device")}
     _check_settings(out / "settings.json", settings)
 
-    net = net.to(memory_format=torch.channels_last)
+    if args.precision == "bf16" or accelerator.device.type == "cuda":
+        # On a CPU in float32 the backward pass of narrow 1×1 convolutions corrupts memory in this layout (torch 2.15).
+        net = net.to(memory_format=torch.channels_last)
     if args.init:
         untouched = load_weights(net, args.init)
         accelerator.print(f"started from {args.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors")

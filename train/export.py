@@ -18,16 +18,16 @@ from .data import read_index
 
 PAPER = {
     "segment": dict(size=512, epochs=50, batch=64, optimizer="adam", lr=2e-4, weight_decay=1e-5, schedule="constant", init=None, balance=False),
-    "classify": dict(size=512, epochs=200, batch=64, optimizer="sgd", lr=0.01, schedule="cosine", init=None, imagenet=False),
+    "classify": dict(size=512, epochs=200, batch=64, optimizer="sgd", lr=0.01, schedule="cosine", init=None, imagenet=False, teacher=None),
 }
 
 
 def departures(task: str, settings: dict) -> dict[str, dict]:
     """Where `settings` differ from the paper's recipe: {option: {"paper", "here"}}."""
     return {
-        option: {"paper": paper, "here": settings[option]}
+        option: {"paper": paper, "here": settings.get(option, paper)}
         for option, paper in PAPER[task].items()
-        if settings[option] != paper
+        if settings.get(option, paper) != paper
     }
 
 

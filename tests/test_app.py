@@ -1,0 +1,313 @@
+"""The page, served by app.py and driven by a browser; and its endpoint, called as a program would."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from manet_core import CLASSES, WeightsError, list_models
+from manet_core.phantom import phantom
+from manet_core.pipeline import DISCLAIMER
+from manet_core.weights import read_manifest
+
+ROOT = Path(__file__).parent.parent
+PATIENT = "Mustermann-Erika"  # what a file name may give away
+WAIT_S = float(os.environ.get("MANET_TEST_WAIT", 120))  # for machines that do much else
+BROWSER_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@contextmanager
+def served(weights: Path, temporary: Path):
+    """(url, folder of uploads) of `python app.py`, running."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uploads = temporary / "uploads"
+    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights)]
+    with (temporary / "log").open("w+") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"GRADIO_TEMP_DIR": str(uploads)}
+        )
+        try:
+            url = f"http://127.0.0.1:{port}/"
+            _wait_until(lambda: _answers(url) or process.poll() is not None)
+            assert process.poll() is None, (temporary / "log").read_text()
+            yield url, uploads
+        finally:
+            process.terminate()
+            process.wait(WAIT_S)
+        assert "Traceback" not in (temporary / "log").read_text()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def _wait_until(condition) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(random_weights, tmp_path_factory):
+    with served(random_weights, tmp_path_factory.mktemp("server")) as url_and_uploads:
+        yield url_and_uploads
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return Client(server[0], verbose=False)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A fresh page of 1280×720; `page.requested` lists every address it asked for."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 720})
+    page = context.new_page()
+    page.set_default_timeout(1000 * WAIT_S)
+    page.requested = []
+    context.on("request", lambda request: page.requested.append(request.url))
+    yield page
+    context.close()
+    strangers = [
+        url for url in page.requested if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:"))
+    ]
+    assert not strangers
+
+
+@pytest.fixture(scope="module")
+def phantom_png(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("files") / f"{PATIENT}.png"
+    Image.fromarray((phantom(256, seed=0).pixels * 65535).astype(np.uint16)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def phantom_dicom(tmp_path_factory) -> Path:
+    """A DICOM without extension, as exported from many archives: MONOCHROME1, 12 bit."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.PatientName, dataset.Modality = PATIENT, "DX"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 240, 200, 1
+    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME1", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.PixelData = ((1 - phantom(256, seed=1).pixels[:240, :200]) * 4095).astype(np.uint16).tobytes()
+    path = tmp_path_factory.mktemp("files") / "IM000001"
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture
+def text_file(tmp_path) -> Path:
+    path = tmp_path / "notes.txt"
+    path.write_text("no picture")
+    return path
+
+
+def _send(page, path: Path) -> None:
+    page.set_input_files("#drop input[type=file]", path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _sources(page) -> list[str]:
+    return [image.get_attribute("src") for image in page.query_selector_all(".card .heat")]
+
+
+def test_empty_page_says_what_to_do(server, page):
+    page.goto(server[0])
+    page.wait_for_selector("text=Drop a frontal chest X-ray above")
+    assert page.title() == "MANet"
+    assert page.is_visible("text=A second opinion for chest X-rays")
+    assert page.is_visible("text=synthetic phantom, not a person")
+    assert page.is_visible(f"text={DISCLAIMER}")
+    assert not page.is_visible("text=Opacity")
+
+
+def test_upload_shows_pictures_and_cards(server, page, phantom_png, tmp_path):
+    url, uploads = server
+    page.goto(url)
+    _send(page, phantom_png)
+    page.wait_for_selector(".card")
+    assert page.locator(".pictures img").count() == 4
+    assert page.locator(".card").count() == 3
+    assert [image.get_attribute("alt").split(" (")[0] for image in page.query_selector_all(".pictures img")] == [
+        "Original",
+        "Predicted mask",
+        "Post-processed mask",
+        "Segmented lungs",
+    ]
+    for card in page.query_selector_all(".card"):
+        shown = re.findall(r"[\d.]+%", card.query_selector("table").inner_text())
+        assert len(shown) == len(CLASSES) and sum(float(p[:-1]) for p in shown) == pytest.approx(100, abs=0.3)
+        assert "Heatmap of" in card.inner_text()
+    assert page.is_visible("section.limits >> text=sum to 100%")
+    assert page.is_visible(f"section.limits >> text={DISCLAIMER}")
+
+    before, requests = _sources(page), len(page.requested)
+    page.click("label:has-text('Tuberculosis')")
+    page.wait_for_function("old => document.querySelector('.card .heat').src != old", arg=before[0])
+    assert all(a != b for a, b in zip(before, _sources(page)))
+    assert all("Heatmap of Tuberculosis" in text for text in page.locator(".card figcaption").all_inner_texts())
+    assert not any("queue/join" in address for address in page.requested[requests:])  # where analyses are asked for
+
+    page.fill("input[type=number]", "0.2")
+    page.press("input[type=number]", "Tab")
+    page.wait_for_function("getComputedStyle(document.querySelector('.heat')).opacity == 0.2")
+
+    shots = Path(os.environ.get("MANET_SHOTS", tmp_path))
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=shots / "page.png")
+    page.screenshot(path=shots / "page-full.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
+    assert PATIENT not in kept and "Tuberculosis" not in kept
+    assert PATIENT not in page.content()
+    _wait_until(lambda: not _files(uploads))
+
+
+def test_bad_file_then_dicom(server, page, text_file, phantom_dicom):
+    url, uploads = server
+    page.goto(url)
+    page.wait_for_selector("text=Drop a frontal chest X-ray above")
+    _send(page, text_file)
+    page.wait_for_selector("[role=alert] >> text=This is not a picture that MANet can read")
+    assert "Traceback" not in page.content()
+    assert page.locator(".card").count() == 0
+    _send(page, phantom_dicom)
+    page.wait_for_selector(".card")
+    assert page.locator("[role=alert] >> text=not a picture").count() == 0
+    assert page.is_visible("text=200×240 pixels")
+    _send(page, text_file)  # a refusal must not leave another X-ray's readings on the page
+    page.wait_for_selector("[role=alert] >> text=This is not a picture that MANet can read")
+    assert not page.is_visible(".card") and not page.is_visible(".pictures")
+    assert not _files(uploads)
+
+
+def test_phantom_button(server, page):
+    page.goto(server[0])
+    page.click("button:has-text('Dense shadow')")
+    page.wait_for_selector(".card")
+    assert page.is_visible("[role=alert] >> text=synthetic")
+
+
+def test_pages_do_not_share_results(server, chromium, page, phantom_png):
+    page.goto(server[0])
+    _send(page, phantom_png)
+    page.wait_for_selector(".card")
+    other = chromium.new_context()
+    try:
+        stranger = other.new_page()
+        stranger.set_default_timeout(1000 * WAIT_S)
+        stranger.goto(server[0])
+        stranger.wait_for_selector("text=Drop a frontal chest X-ray above")
+        assert stranger.locator(".card").count() == 0
+    finally:
+        other.close()
+
+
+def test_endpoint_answers(server, client, phantom_png, phantom_dicom):
+    for path in (phantom_png, phantom_dicom):
+        answer = client.predict(handle_file(path), api_name="/analyze")
+        assert set(answer) == {"readings", "lung_area", "height", "width", "warnings", "disclaimer"}
+        assert set(answer["readings"]) == {"efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"}
+        for reading in answer["readings"].values():
+            assert set(reading) == {"probabilities", "predicted", "in_lung"}
+            assert set(reading["probabilities"]) == set(reading["in_lung"]) == set(CLASSES)
+            assert sum(reading["probabilities"].values()) == pytest.approx(1)
+            assert reading["predicted"] == max(CLASSES, key=reading["probabilities"].get)
+        assert answer["disclaimer"] == DISCLAIMER
+        assert PATIENT not in str(answer)
+    assert not _files(server[1])
+
+
+def test_endpoint_refuses_with_a_sentence(client, text_file, tmp_path):
+    with pytest.raises(AppError, match="This is not a picture that MANet can read"):
+        client.predict(handle_file(text_file), api_name="/analyze")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(AppError, match="The file is empty"):
+        client.predict(handle_file(tmp_path / "empty.png"), api_name="/analyze")
+
+
+def test_endpoint_reads_uploads_alone(client, phantom_png):
+    with pytest.raises(AppError, match="not an upload of this server"):
+        client.predict({"path": str(phantom_png)}, api_name="/analyze")
+    assert phantom_png.is_file()
+
+
+def test_endpoint_same_file_at_once(server, client, phantom_png):
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(client.predict, handle_file(phantom_png), api_name="/analyze") for _ in range(4)]
+        answers = [job.result() for job in jobs]
+    assert all(answer == answers[0] for answer in answers)
+    _wait_until(lambda: not _files(server[1]))
+
+
+def test_only_analyze_is_public(client):
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/analyze"]
+
+
+def test_without_weights_the_page_says_so(chromium, page, tmp_path, phantom_png):
+    with served(tmp_path / "none", tmp_path) as (url, uploads):
+        page.goto(url)
+        page.wait_for_selector("[role=alert] >> text=manifest.json is missing")
+        _send(page, phantom_png)
+        page.wait_for_selector("[role=alert] >> text=Not analysed")
+        assert page.is_visible("[role=alert] >> text=manifest.json is missing")
+        assert not _files(uploads)
+
+
+def test_shipped_weights_on_a_real_xray(weights, cxr, index, page, tmp_path):
+    try:
+        shipped = [name for name in list_models() if name in read_manifest(weights)]
+    except WeightsError as error:
+        pytest.skip(str(error))
+    if not shipped:
+        pytest.skip(f"no classifier has weights in {weights}; train and export one, as the README says")
+    image = index.loc[index["split"] == "test", "image"].iloc[0]
+    with served(weights, tmp_path) as (url, uploads):
+        page.goto(url)
+        _send(page, Path(image))
+        page.wait_for_selector(".card")
+        assert page.locator(".pictures img").count() == 4
+        assert page.locator(".card").count() == len(shipped)
+        page.screenshot(path=Path(os.environ.get("MANET_SHOTS", tmp_path)) / "real.png")
+        assert not _files(uploads)

@@ -1,0 +1,128 @@
+"""Post-processing, masks at other sizes, and the warnings they give."""
+
+import numpy as np
+import pytest
+import torch
+
+from manet_core.lungs import Lungs, clean_mask, mask_warnings, predict_lungs
+from manet_core.phantom import phantom_mask
+from manet_core.preprocess import resize, segmented_lungs, to_unit_range
+
+
+def test_clean_mask_fills_holes_and_removes_small_objects():
+    mask = np.zeros((100, 100), bool)
+    mask[10:60, 10:40] = True
+    mask[20:30, 20:30] = False  # a hole
+    mask[90:95, 90:95] = True  # 25 pixels, a quarter of a percent
+    mask[70:85, 60:80] = True  # 300 pixels, 3 %
+    cleaned = clean_mask(mask)
+    expected = np.zeros((100, 100), bool)
+    expected[10:60, 10:40] = expected[70:85, 60:80] = True
+    np.testing.assert_array_equal(cleaned, expected)
+    assert mask[90, 90], "the argument is left as it was"
+
+
+def test_a_mask_at_another_size_keeps_what_cleaning_did():
+    probability = np.zeros((56, 56), np.float32)
+    probability[10:40, 8:24] = probability[10:40, 32:48] = 0.9
+    probability[20:24, 12:16] = 0.1  # a hole, to be filled
+    probability[50:52, 50:52] = 0.9  # a speck, to be removed
+    lungs = Lungs.from_probability(probability)
+    raw, cleaned = lungs.raw_at((448, 224)), lungs.at((448, 224))
+    assert raw.shape == cleaned.shape == (448, 224) and raw.dtype == cleaned.dtype == bool
+    assert not raw[22 * 8, 14 * 4] and cleaned[22 * 8, 14 * 4]
+    assert raw[51 * 8, 51 * 4 - 1] and not cleaned[45 * 8 :].any()
+    assert cleaned.mean() == pytest.approx(lungs.cleaned.mean(), rel=0.05)
+
+
+def test_predict_lungs_scales_to_the_unit_range():
+    class Spy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            self.seen = x
+            return x - 0.5
+
+    spy = Spy()
+    picture = np.linspace(0.2, 0.6, 40_000, dtype=np.float32).reshape(200, 200)
+    lungs = predict_lungs(spy, picture, 64)
+    assert spy.seen.shape == (1, 1, 64, 64)
+    assert spy.seen.min() == 0 and spy.seen.max() == pytest.approx(1)
+    assert lungs.probability.shape == (64, 64) and lungs.cleaned[40:].all() and not lungs.cleaned[:24].any()
+
+
+def test_segmented_lungs_spans_minus_one_to_one_and_is_black_outside(rng):
+    picture, mask = rng.random((32, 32)).astype(np.float32), phantom_mask(32)
+    out = segmented_lungs(picture, mask)
+    assert out.dtype == np.float32 and out.min() == -1 and out.max() == 1
+    assert (out[~mask] == -1).all()
+    inside = picture[mask]
+    np.testing.assert_allclose(out[mask], 2 * inside / inside.max() - 1, atol=1e-6)
+    assert (segmented_lungs(picture, np.zeros_like(mask)) == -1).all()
+
+
+def test_resize_is_exact_on_ramps_and_averages_when_it_shrinks(rng):
+    ramp = np.tile(np.arange(64, dtype=np.float32), (64, 1))
+    np.testing.assert_allclose(resize(ramp, (32, 32))[16, 8:24], ramp[0, ::2][8:24] + 0.5, atol=1e-4)
+    noise = rng.random((512, 512)).astype(np.float32)
+    assert resize(noise, 32).std() < 0.1 * noise.std(), "antialiased"
+    assert resize(noise, (512, 512)) is noise
+    assert to_unit_range(np.full((4, 4), 3.0, np.float32)).max() == 0
+
+
+def two_lungs() -> np.ndarray:
+    return phantom_mask(200)
+
+
+def test_good_lungs_raise_no_warning():
+    assert mask_warnings(two_lungs(), two_lungs()) == []
+
+
+def one_side(mask):
+    mask[:, 100:] = False
+
+
+def fragments(mask):
+    mask[:] = False
+    for y, x in ((20, 20), (20, 120), (90, 20), (90, 120), (150, 70)):
+        mask[y : y + 40, x : x + 40] = True
+
+
+def everywhere(mask):
+    mask[:] = True
+
+
+def nothing(mask):
+    mask[:] = False
+
+
+def off_the_frame(mask):
+    mask[:, :60] = True
+    mask[:, -60:] = True
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (one_side, "one side"),
+        (fragments, "5 pieces"),
+        (everywhere, "covers most"),
+        (nothing, "Hardly any lung"),
+        (off_the_frame, "runs out of the picture"),
+    ],
+)
+def test_bad_masks_are_named(change, words):
+    mask = two_lungs()
+    change(mask)
+    warnings = mask_warnings(mask, mask)
+    assert any(words in warning for warning in warnings)
+    assert all(warning.endswith(".") for warning in warnings)
+
+
+def test_much_cleaning_is_named():
+    mask = two_lungs()
+    raw = mask.copy()
+    raw[mask & (np.indices(mask.shape).sum(0) % 3 == 0)] = False
+    assert any("much cleaning" in warning for warning in mask_warnings(raw, mask))

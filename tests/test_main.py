@@ -1,0 +1,64 @@
+"""The command line, as a user calls it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manet_core.__main__ import main
+from manet_core.phantom import phantom
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "chest.png"
+    Image.fromarray((phantom(128).pixels * 255).astype(np.uint8)).save(path)
+    return path
+
+
+def test_analyze_writes_a_panel_and_results_in_order(picture, random_weights, tmp_path, capsys):
+    bad, out = tmp_path / "bad.png", tmp_path / "out"
+    bad.write_bytes(b"not a picture")
+    other = tmp_path / "other" / "chest.png"
+    other.parent.mkdir()
+    other.write_bytes(picture.read_bytes())
+    status = main(["analyze", str(picture), str(bad), str(other), "--out", str(out), "--weights", str(random_weights)])
+    assert status == 1
+    results = json.loads((out / "results.json").read_text())
+    assert [r["file"] for r in results] == [str(picture), str(bad), str(other)]
+    assert results[1].keys() == {"file", "error"} and results[1]["error"].endswith(".")
+    assert len(results[0]["readings"]) == 3 and results[0]["readings"] == results[2]["readings"]
+    assert sorted(p.name for p in out.iterdir()) == ["chest.png-2.png", "chest.png.png", "results.json"]
+    panel = np.asarray(Image.open(out / "chest.png.png").convert("L"))
+    assert panel.shape[0] > 500 and panel.std() > 10
+    captured = capsys.readouterr()
+    assert "bad.png" in captured.err and "efficientnet_lite0_ma" in captured.out
+
+
+def test_analyze_json_and_chosen_models(picture, random_weights, tmp_path, capsys):
+    arguments = ["analyze", str(picture), "--out", str(tmp_path / "o"), "--weights", str(random_weights), "--json"]
+    assert main([*arguments, "--models", "efficientnet_lite0_ma"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert list(result["readings"]) == ["efficientnet_lite0_ma"]
+
+
+def test_models_are_listed(random_weights, tmp_path, capsys):
+    assert main(["models", "--weights", str(random_weights)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = {line.split()[0]: line for line in lines}
+    assert row["efficientnet_lite0_ma"].endswith("  weights") and "3.38 M" in row["efficientnet_lite0_ma"]
+    assert row["resnet50_cbam"].endswith("no weights")
+    assert main(["models", "--weights", str(tmp_path)]) == 0
+    assert "manifest.json is missing" in capsys.readouterr().err
+
+
+def test_usage_and_missing_weights_end_with_two(picture, random_weights, tmp_path, capsys):
+    for arguments in ([], ["analyze"], ["analyze", str(picture)], ["nonsense"]):
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        assert error.value.code == 2
+    out = ["--out", str(tmp_path / "o")]
+    assert main(["analyze", str(picture), *out, "--weights", str(tmp_path)]) == 2
+    assert main(["analyze", str(picture), *out, "--weights", str(random_weights), "--models", "resnet99"]) == 2
+    assert "resnet99" in capsys.readouterr().err

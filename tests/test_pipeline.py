@@ -1,0 +1,215 @@
+"""The whole path, on the phantom with random weights and on real X-rays with the shipped ones."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from skimage import data
+
+from manet_core import CLASSES, Pipeline, WeightsError, XRay, load_xray
+from manet_core.phantom import phantom, phantom_mask
+from manet_core.preprocess import resize
+
+TRIO = ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
+
+
+@pytest.fixture(scope="module")
+def random_pipe(random_weights):
+    return Pipeline.load(random_weights)
+
+
+@pytest.fixture(scope="module")
+def pipe(weights):
+    return Pipeline.load(weights)
+
+
+def as_xray(picture: np.ndarray) -> XRay:
+    picture = picture.astype(np.float32)
+    return XRay((picture - picture.min()) / max(np.ptp(picture), 1))
+
+
+def test_analysis_is_complete(random_pipe):
+    x = XRay(phantom(512).pixels[:, :400])
+    analysis = random_pipe.analyze(x)
+    assert random_pipe.models == TRIO == list(analysis.readings)
+    assert analysis.original.shape == analysis.mask_raw.shape == analysis.mask.shape == analysis.lungs.shape == (512, 400)
+    assert analysis.original.dtype == analysis.lungs.dtype == np.float32
+    assert analysis.mask_raw.dtype == analysis.mask.dtype == bool
+    np.testing.assert_array_equal(analysis.lungs, analysis.original * analysis.mask)
+    for name, reading in analysis.readings.items():
+        assert tuple(reading.probabilities) == CLASSES
+        assert sum(reading.probabilities.values()) == pytest.approx(1, abs=1e-6)
+        assert reading.predicted == max(reading.probabilities, key=reading.probabilities.get)
+        assert set(reading.heatmaps) == set(reading.peaks) == set(reading.in_lung) == set(CLASSES)
+        inside = analysis.segmentation.at(64)
+        for c in CLASSES:
+            heatmap = reading.heatmaps[c]
+            assert heatmap.shape == (64, 64) and heatmap.dtype == np.float32
+            assert 0 <= heatmap.min() and heatmap.max() <= 1 + 1e-6
+            assert (reading.peaks[c] == 0) == (heatmap.max() == 0)
+            share = heatmap[inside].sum() / max(heatmap.sum(), 1e-7)
+            assert reading.in_lung[c] == pytest.approx(share, abs=1e-5)
+        full = analysis.heatmap(name, "Tuberculosis")
+        assert full.shape == (512, 400) and 0 <= full.min() and full.max() <= 1 + 1e-6
+
+
+def test_to_dict_is_json_and_holds_no_pixels(random_pipe):
+    result = json.loads(json.dumps(random_pipe.analyze(phantom(128)).to_dict()))
+    assert {"readings", "lung_area", "warnings"} <= result.keys()
+    assert result["readings"]["efficientnet_lite0_ma"].keys() == {"probabilities", "predicted", "in_lung"}
+    assert len(json.dumps(result)) < 5000
+
+
+def test_models_can_be_chosen(random_pipe):
+    assert list(random_pipe.analyze(phantom(128), models=["efficientnet_lite0_ma"]).readings) == ["efficientnet_lite0_ma"]
+    mask_only = random_pipe.analyze(phantom(128), models=[])
+    assert mask_only.readings == {} and mask_only.mask.shape == (128, 128)
+    with pytest.raises(WeightsError, match="not loaded"):
+        random_pipe.analyze(phantom(128), models=["resnet50"])
+
+
+def test_same_x_ray_same_answer(random_pipe):
+    a, b = (random_pipe.analyze(phantom(128)).to_dict() for _ in range(2))
+    assert a == b
+
+
+def test_the_mask_is_segmented_once_and_each_network_runs_once(random_pipe):
+    calls = {}
+    nets = {"segmenter": random_pipe.segmenter.head, **{n: net.conv_stem for n, net in random_pipe.classifiers.items()}}
+    handles = [m.register_forward_hook(lambda *_, n=n: calls.update({n: calls.get(n, 0) + 1})) for n, m in nets.items()]
+    random_pipe.analyze(phantom(128))
+    for handle in handles:
+        handle.remove()
+    assert calls == dict.fromkeys(nets, 1)
+
+
+# --- shipped weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_segmenter_finds_the_phantoms_lungs(pipe, seed):
+    analysis = pipe.analyze(phantom(512, seed), models=[])
+    truth = phantom_mask(512, seed)
+    assert (analysis.mask & truth).sum() / (analysis.mask | truth).sum() > 0.75
+
+
+def ct_slice() -> np.ndarray:
+    """A drawing of a transverse CT slice: an oval body, two lungs side by side, a spine, a round bore of air."""
+    y, x = np.mgrid[-1:1:512j, -1:1:512j]
+    picture = 0.6 * ((x / 0.8) ** 2 + (y / 0.55) ** 2 < 1)
+    for side in (-1, 1):
+        picture[((x - 0.38 * side) / 0.28) ** 2 + (y / 0.36) ** 2 < 1] = 0.08
+    picture[(x / 0.1) ** 2 + ((y - 0.35) / 0.1) ** 2 < 1] = 1
+    return picture
+
+
+NOT_CHESTS = {
+    "black": lambda: np.zeros((300, 300)),
+    "white noise": lambda: np.random.default_rng(0).random((300, 300)),
+    "cat": lambda: data.chelsea().mean(2),
+    "coins": data.coins,
+    "page": data.page,
+    "camera": data.camera,
+    "moon": data.moon,
+    "text": data.text,
+    "brick": data.brick,
+    "ct slice": ct_slice,
+}
+
+
+@pytest.mark.parametrize("name", NOT_CHESTS)
+def test_what_is_no_chest_x_ray_warns(pipe, name):
+    warnings = pipe.analyze(as_xray(NOT_CHESTS[name]()), models=[]).warnings
+    assert warnings, f"{name} went through without a warning"
+
+
+def test_a_colour_photograph_warns(pipe, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(data.chelsea()).save(tmp_path / "cat.png")
+    warnings = pipe.analyze(load_xray(tmp_path / "cat.png"), models=[]).warnings
+    assert any("colour" in warning for warning in warnings)
+
+
+def sample(index, source: str, n: int):
+    return index[(index.split == "test") & (index.source == source)].sort_values("image").iloc[:: max(1, 60 // n)][:n]
+
+
+@pytest.mark.parametrize("source", ["kermany", "shenzhen", "montgomery", "ieee8023"])
+def test_real_lungs_are_found(pipe, index, source):
+    from PIL import Image
+
+    rows = sample(index[index["mask"] != ""], source, 8)
+    ious = []
+    for image, mask in zip(rows.image, rows["mask"]):
+        found, truth = pipe.analyze(load_xray(image), models=[]).mask, np.asarray(Image.open(mask).convert("1"))
+        ious.append((found & truth).sum() / (found | truth).sum())
+    assert np.mean(ious) > 0.8
+
+
+def test_most_real_x_rays_raise_no_warning(pipe, index):
+    rows = [image for source in ("kermany", "shenzhen", "montgomery", "ieee8023") for image in sample(index, source, 10).image]
+    warned = [image for image in rows if pipe.analyze(load_xray(image), models=[]).warnings]
+    assert len(warned) <= 0.15 * len(rows), warned
+
+
+def test_real_x_rays_are_read_better_than_the_majority_class(pipe, index):
+    rows = index[(index.split == "test") & index.label.isin(CLASSES)]
+    rows = rows.groupby("label").head(8)
+    right = [
+        pipe.analyze(load_xray(image), models=["efficientnet_lite0_ma"]).readings["efficientnet_lite0_ma"].predicted == label
+        for image, label in zip(rows.image, rows.label)
+    ]
+    assert np.mean(right) > 0.6  # chance is 0.2 here
+
+
+def test_pipeline_and_training_see_the_same_input(pipe, index, cxr, weights, tmp_path):
+    """The cached pictures that `train` reads give the logits that the pipeline gives."""
+    import torch
+
+    from manet_core.lungs import predict_lungs
+    from train.data import LungPictures, Pictures
+
+    rows = index.iloc[::1500]
+    rows.to_csv(tmp_path / "index.csv", index=False)
+    pictures = Pictures(tmp_path, 224, tmp_path / "cache")
+    lungs = np.stack([predict_lungs(pipe.segmenter, i.astype(np.float32) / 255, 224).cleaned for i in pictures.images])
+    keep = np.flatnonzero(rows.label.isin(CLASSES))
+    dataset = LungPictures("classify", pictures, keep, lungs)
+    for (image, mask, _), path in zip(dataset, rows.image.iloc[keep]):
+        with torch.inference_mode():
+            p = pipe.classifiers["efficientnet_lite0_ma"](image[None], mask[None]).softmax(1)[0].numpy()
+        reading = pipe.analyze(load_xray(path), models=["efficientnet_lite0_ma"]).readings["efficientnet_lite0_ma"]
+        np.testing.assert_allclose(list(reading.probabilities.values()), p, atol=0.05)
+
+
+def test_twelve_megapixels_stay_under_one_and_a_half_gigabytes(weights, tmp_path):
+    """In a process of its own, from the DICOM file to the result."""
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+    pixels = resize(phantom(512).pixels, (4000, 3000))
+    ds = pydicom.Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = DigitalXRayImageStorageForPresentation
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = generate_uid()
+    ds.Modality, ds.PhotometricInterpretation, ds.SamplesPerPixel = "DX", "MONOCHROME2", 1
+    ds.Rows, ds.Columns = pixels.shape
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.WindowCenter, ds.WindowWidth, ds.RescaleSlope, ds.RescaleIntercept = 2048, 4096, 1, 0
+    ds.PixelData = (pixels * 4095).astype("<u2").tobytes()
+    path = tmp_path / "large.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    code = (
+        "import resource, sys; from manet_core import Pipeline, load_xray\n"
+        "a = Pipeline.load(sys.argv[1]).analyze(load_xray(sys.argv[2]))\n"
+        "a.original, a.mask_raw, a.mask, a.lungs, a.heatmap(list(a.readings)[0], 'Normal')\n"
+        "print(a.mask.shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+    )
+    out = subprocess.run([sys.executable, "-c", code, weights, path], capture_output=True, text=True, check=True).stdout
+    shape, gigabytes = out.rsplit(" ", 1)
+    assert shape == "(4000, 3000)" and float(gigabytes) < 1.5

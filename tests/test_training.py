@@ -1,0 +1,226 @@
+"""prepare → segment → export → classify → export → evaluate on a few phantoms, and what must hold on the way."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, f1_score
+from torch.utils.data import DataLoader
+
+from manet_core import CLASSES, Pipeline, create_classifier, load_xray
+from manet_core.phantom import phantom, phantom_mask
+from train import classify, engine, evaluate, export, segment
+from train.data import COLUMNS, LungPictures, Pictures, augmentation, read_index
+from train.segment import dice_loss, intersection_over_union
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """A data root of 30 phantoms: class 0 clear, class 3 with an opacity; 16 train, 6 val, 8 test."""
+    root = tmp_path_factory.mktemp("phantoms")
+    rows = [",".join(COLUMNS)]
+    for i in range(30):
+        sick = i % 2
+        image, mask = root / f"{i}.png", root / f"{i}-mask.png"
+        Image.fromarray((phantom(96, i, opacity=float(sick)).pixels * 255).astype(np.uint8)).save(image)
+        Image.fromarray(phantom_mask(96, i)).save(mask)
+        split = "train" if i < 16 else "val" if i < 22 else "test"
+        rows.append(f"{image.name},{mask.name},{CLASSES[3 * sick]},{'shenzhen' if i % 3 else 'kermany'},p{i},{split}")
+    (root / "index.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Call a verb's main with arguments, in a scratch cache."""
+
+    def call(verb, *arguments):
+        monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+        verb.main()
+
+    return call
+
+
+SMALL = ["--size", 64, "--batch", 8, "--device", "cpu", "--workers", 0]
+
+
+def test_every_verb_in_turn(phantoms, run, tmp_path):
+    """From phantoms to a pipeline that was trained, exported, measured and recorded."""
+    weights, cache = tmp_path / "weights", tmp_path / "cache"
+    common = ["--data", phantoms, "--cache", cache, *SMALL]
+    run(segment, *common, "--out", tmp_path / "seg", "--width", 8, "--epochs", 12, "--lr", 0.01, "--balance")
+    run(export, "--run", tmp_path / "seg", "--weights", weights)
+    run(classify, *common, "--weights", weights, "--model", "efficientnet_lite0_ma", "--epochs", 2, "--out", tmp_path / "c")
+    run(export, "--run", tmp_path / "c", "--weights", weights)
+    card = weights / "MODEL_CARD.md"
+    card.write_text("before\n<!-- evaluation -->\nold\n<!-- /evaluation -->\nafter\n")
+    run(evaluate, "--data", phantoms, "--weights", weights, "--cache", cache, "--out", tmp_path / "results", "--record")
+
+    log = (tmp_path / "seg" / "log.csv").read_text().splitlines()
+    assert len(log) == 13 and "iou_kermany" in log[0]
+    entries = json.loads((weights / "manifest.json").read_text())["models"]
+    assert entries["resunet"]["training"]["departures_from_paper"]["epochs"] == {"paper": 50, "here": 12}
+    assert entries["resunet"]["training"]["pictures"] == {"kermany": 6, "shenzhen": 10}
+    results = json.loads((tmp_path / "results" / "evaluation.json").read_text())
+    assert entries["efficientnet_lite0_ma"]["figures"]["test"] == results["classification"]["efficientnet_lite0_ma"]
+    assert results["segmentation"]["kermany"]["iou"]["value"] > 0.6, "the segmenter learns the phantom"
+    assert results["classification"]["efficientnet_lite0_ma"]["n"] == 8
+    assert "old" not in card.read_text() and evaluate.tables(results) in card.read_text()
+
+    analysis = Pipeline.load(weights).analyze(load_xray(phantoms / "25.png"))
+    assert analysis.mask.any() and list(analysis.readings) == ["efficientnet_lite0_ma"]
+    dtypes = {t.dtype for k, t in load_file(weights / "resunet.safetensors").items() if "running" not in k and "num_" not in k}
+    assert dtypes == {torch.float16}
+
+
+def settings(out, **changes):
+    arguments = ["--out", str(out), "--device", "cpu", "--precision", "no", "--batch", "8", "--epochs", "3"]
+    p = engine.parser("", optimizer="sgd", lr=0.05, weight_decay=0.0, schedule="cosine")
+    return p.parse_args(arguments + [str(a) for pair in changes.items() for a in pair])
+
+
+def train_classifier(phantoms, cache, out, stop_after=None, **changes):
+    """Three epochs of a small classifier; with `stop_after`, interrupted while that epoch is validated."""
+    args = settings(out, **changes)
+    pictures = Pictures(phantoms, 64, cache)
+    rows = pictures.rows("train", labelled=True)
+    train_set = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True), args.seed)
+    torch.manual_seed(args.seed)
+    net = create_classifier("efficientnet_lite0")  # has dropout, so the generator's state matters
+    epochs = iter(range(1, 10))
+
+    def loss(net, batch):
+        return torch.nn.functional.cross_entropy(net(batch[0]), batch[2])
+
+    def validate(net, device):
+        if next(epochs) == stop_after:
+            raise KeyboardInterrupt
+        return {"score": 1.0}
+
+    engine.fit(args, net, train_set, loss, validate, score="score")
+    return torch.load(out / "last.ckpt", weights_only=True)["net"]
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(phantoms, tmp_path):
+    whole = train_classifier(phantoms, tmp_path, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(phantoms, tmp_path, tmp_path / "cut", stop_after=2)
+    resumed = train_classifier(phantoms, tmp_path, tmp_path / "cut")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert any(not torch.equal(whole[n], w) for n, w in train_classifier(phantoms, tmp_path, tmp_path / "2", **{"--seed": 1}).items())
+
+
+def test_another_setting_in_the_same_folder_is_refused(phantoms, tmp_path):
+    train_classifier(phantoms, tmp_path, tmp_path / "out")
+    with pytest.raises(SystemExit, match="another lr"):
+        train_classifier(phantoms, tmp_path, tmp_path / "out", **{"--lr": 0.1})
+
+
+def test_items_depend_on_seed_epoch_and_item_alone(phantoms, tmp_path):
+    pictures = Pictures(phantoms, 64, tmp_path)
+    rows = pictures.rows("train", labelled=True)
+    a, b = (LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True), seed=3) for _ in range(2))
+    a[0], a[5]
+    for dataset in (a, b):
+        dataset.set_epoch(2)
+    assert torch.equal(a[4][0], b[4][0])
+    b.set_epoch(3)
+    assert not torch.equal(a[4][0], b[4][0])
+
+
+def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phantoms, tmp_path):
+    pictures = Pictures(phantoms, 64, tmp_path)
+    rows = pictures.rows("train", labelled=True)
+    dataset = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True), seed=0)
+    changed = 0
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        for item in range(len(rows)):
+            image, mask, label = dataset[item]
+            assert image.shape == mask.shape == (1, 64, 64) and image.dtype == mask.dtype == torch.float32
+            assert image.min() == -1 and image.max() == pytest.approx(1, abs=1e-5)
+            assert set(mask.unique().tolist()) == {0.0, 1.0} and (image[mask == 0] == -1).all()
+            assert CLASSES[label] == pictures.index.label[rows[item]]
+            changed += not np.array_equal(mask[0].numpy() > 0, pictures.masks[rows[item]])
+    assert 0.6 < changed / (5 * len(rows)) < 1.0  # 1 − 0.5³ = 0.875 of the masks move
+
+
+def test_augmentation_ranges_are_the_papers():
+    """A dot far from the centre tells shift, scale and rotation apart; each is drawn half of the time."""
+    steps = {type(s).__name__ + str(i): s for i, s in enumerate(augmentation(10, True).transforms)}
+    shift, scale, rotate, brightness = steps.values()
+    assert all(s.p == 0.5 for s in steps.values())
+    draws = [(shift, "translate"), (scale, "scale"), (rotate, "rotate")]
+    assert shift.translate_percent["x"] == (-0.0625, 0.0625) == shift.translate_percent["y"]
+    assert scale.scale["x"] == (0.8, 1.2) and rotate.rotate == (-10, 10) and len(draws) == 3
+    assert brightness.brightness_limit == brightness.contrast_limit == (-0.2, 0.2)
+    assert len(augmentation(10, False).transforms) == 3
+
+
+def test_patients_do_not_cross_splits(index):
+    splits = index.groupby("patient").split.nunique()
+    assert (splits == 1).all()
+
+
+def test_missing_index_is_explained(tmp_path):
+    with pytest.raises(SystemExit, match="train.prepare"):
+        read_index(tmp_path)
+
+
+# --- figures against independent arithmetic --------------------------------------------------------------------------
+
+
+def test_dice_loss_and_iou_by_hand():
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2, :] = 1  # 8 pixels
+    logits = torch.full((1, 1, 4, 4), -100.0)
+    logits[..., :1, :] = 100  # 4 of them found
+    assert dice_loss(logits, mask).item() == pytest.approx(1 - (2 * 4 + 1) / (4 + 8 + 1))
+    found, truth = logits[:, 0].numpy() > 0, mask[:, 0].numpy() > 0
+    assert intersection_over_union(found, truth) == [0.5]
+    assert intersection_over_union(np.zeros((1, 2, 2), bool), np.zeros((1, 2, 2), bool)) == [1.0]
+
+
+def test_figures_equal_scikit_learns(rng):
+    truth = rng.integers(0, 5, 300)
+    probabilities = rng.dirichlet(np.ones(5), 300)
+    probabilities[np.arange(300), truth] += 0.3
+    predicted = probabilities.argmax(1)
+    weights = evaluate.bootstrap_weights(np.arange(300) // 3, 200)
+    got = evaluate.read_test(probabilities, truth, weights)
+    assert got["accuracy"]["value"] == pytest.approx(accuracy_score(truth, predicted))
+    assert got["macro_f1"]["value"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    drawn = evaluate.confusions(truth, predicted, weights)
+    assert evaluate.macro_f1(drawn)[7] == pytest.approx(f1_score(truth, predicted, average="macro", sample_weight=weights[7]))
+    tb = got["per_class"]["Tuberculosis"]
+    assert tb["sensitivity"] == pytest.approx((predicted[truth == 2] == 2).mean())
+    assert tb["specificity"] == pytest.approx((predicted[truth != 2] != 2).mean())
+
+
+def test_bootstrap_draws_patients_whole():
+    patients = np.array(["a", "a", "b", "c", "c", "c"])
+    weights = evaluate.bootstrap_weights(patients, 4000)
+    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 3] == weights[:, 5]).all()
+    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
+    correct = np.random.default_rng(1).random(400) < 0.8
+    w = evaluate.bootstrap_weights(np.arange(400), 4000)
+    found = evaluate.interval(correct.mean(), w @ correct / w.sum(1))
+    half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 400)
+    assert found["high"] - found["value"] == pytest.approx(half, rel=0.15)
+    assert found["value"] - found["low"] == pytest.approx(half, rel=0.15)
+
+
+def test_epoch_sampler_is_a_permutation_or_follows_its_weights():
+    sampler = engine.EpochSampler(100, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(100)) and first == list(sampler)
+    sampler.epoch = 1
+    assert list(sampler) != first
+    weighted = engine.EpochSampler(10_000, 0, torch.tensor([1.0] * 5_000 + [3.0] * 5_000))
+    assert np.mean(np.array(list(weighted)) >= 5_000) == pytest.approx(0.75, abs=0.02)
+    assert len(list(DataLoader(range(100), 7, sampler=sampler, drop_last=True))) == 14

@@ -1,0 +1,185 @@
+"""The HTML of the page and the reading of uploads, without a server."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manet_core import CLASSES, Analysis, Reading, XRayError
+from manet_core.lungs import Lungs
+from manet_core.phantom import phantom
+from ui import render
+from ui.uploads import Uploads
+
+
+def _reading(rng: np.random.Generator, predicted: str = "COVID-19") -> Reading:
+    probabilities = {name: 0.6 if name == predicted else 0.1 for name in CLASSES}
+    heatmaps = {name: rng.random((64, 64), np.float32) for name in CLASSES}
+    return Reading(
+        probabilities, predicted, heatmaps, dict.fromkeys(CLASSES, 0.25), dict.fromkeys(CLASSES, 0.8), (2, 2)
+    )
+
+
+@pytest.fixture
+def readings(rng) -> dict[str, Reading]:
+    names = ["efficientnet_lite0", "efficientnet_lite0_ma", "resnet34_ma", "resnet34_cbam"]
+    return {name: _reading(rng) for name in names}
+
+
+def _picture(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+
+
+class _Balance(HTMLParser):
+    """Fails where a tag is closed that is not the one open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def _well_formed(html: str) -> None:
+    parser = _Balance()
+    parser.feed(html)
+    assert parser.open == []
+
+
+def test_data_url_keeps_grey_levels():
+    levels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    assert np.array_equal(np.asarray(_picture(render.data_url(levels))).ravel(), np.arange(256))
+    assert set(np.unique(_picture(render.data_url(levels > 0.5)))) == {0, 255}
+
+
+def test_heat_picture_is_inferno_and_fades_to_nothing():
+    levels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    rgba = np.asarray(_picture(render.data_url(render.heat_picture(levels))).convert("RGBA")).reshape(256, 4)
+    assert rgba[0, 3] == 0 and rgba[-1, 3] == 255
+    assert (np.diff(rgba[:, 3].astype(int)) >= 0).all()
+    luminance = rgba[:, :3] @ [0.299, 0.587, 0.114]
+    assert (np.diff(luminance) > -0.5).all()  # brighter is always more
+
+
+@pytest.mark.parametrize(
+    "shape, expected", [((100, 50), (100, 50)), ((4000, 2000), (1024, 512)), ((64, 9999), (7, 1024))]
+)
+def test_fit(shape, expected):
+    assert render.fit(shape, 1024) == expected
+
+
+def test_pictures_have_the_aspect_of_the_xray():
+    pixels = phantom(256).pixels[:, :200]
+    html = render.pictures(Analysis(pixels, Lungs.from_probability(pixels[:128, :128]), {}, []))
+    _well_formed(html)
+    found = [_picture(url) for url in re.findall(r'src="([^"]+)"', html)]
+    assert [picture.size for picture in found] == [(200, 256)] * 4
+    assert "--ratio:0.7812" in html and "200×256 pixels" in html
+
+
+def test_cards_place_attentions_in_columns(readings):
+    html = render.cards(readings)
+    _well_formed(html)
+    assert re.findall(r"grid-area:(\d/\d)", html) == ["1/1", "1/2", "2/2", "2/3"]
+    assert "ResNet-34 <span>+ mask attention (MA)" in html
+    assert "--columns:3" in html
+    assert "--columns:1" in render.cards({"resnet34_ma": readings["resnet34_ma"]})
+
+
+def test_cards_explain_the_class_that_is_asked_for(readings):
+    predicted, other = render.cards(readings), render.cards(readings, "Normal")
+    assert predicted.count("Heatmap of <b>COVID-19</b>") == other.count("Heatmap of <b>Normal</b>") == len(readings)
+    assert other.count("<b>COVID-19</b> 60.0%") == len(readings)  # the prediction stays what it is
+    assert other.count("raw peak 0.25, 80% in lung") == 2 * len(readings)  # caption and alternative text
+    assert other.count("partly by construction") == 2 * 2
+
+
+def test_empty_heatmap_is_named(readings):
+    readings["resnet34_ma"].peaks["Normal"] = 0.0
+    assert "empty, no place speaks for this class" in render.cards(readings, "Normal")
+
+
+def test_summary_counts_and_limits(readings, rng):
+    readings["resnet34_cbam"] = _reading(rng, "Normal")
+    html = render.summary(readings)
+    _well_formed(html)
+    assert "<b>COVID-19</b> by 3 of 4, <b>Normal</b> by 1 of 4" in html
+    assert "Effusion" in html and "children" in html
+    assert "no classifier" in render.summary({})
+
+
+def test_notes_say_what_a_heatmap_is(readings):
+    html = render.notes(readings)
+    _well_formed(html)
+    assert "2×2 cells" in html and "scaled on its own" in html
+    assert render.notes({}) == ""
+
+
+def test_texts_are_escaped():
+    assert "<script>" not in render.alert("Warning", ["<script>alert(1)</script>"]) + render.stage("<script>")
+    assert render.alert("Warning", []) == ""
+
+
+@pytest.fixture
+def upload(tmp_path):
+    """Stores bytes as Gradio does, and returns what it hands over."""
+
+    def store(data: bytes) -> dict:
+        path = tmp_path / "uploads" / "hash" / "x.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return {"path": str(path)}
+
+    return store
+
+
+@pytest.fixture
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray((phantom(96).pixels * 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_upload_is_read_and_deleted(tmp_path, upload, png):
+    uploads = Uploads(tmp_path / "uploads")
+    assert uploads.read(upload(png)).pixels.shape == (96, 96)
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_bad_upload_is_deleted_too(tmp_path, upload):
+    with pytest.raises(XRayError, match="not a picture"):
+        Uploads(tmp_path / "uploads").read(upload(b"text"))
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_same_upload_twice_at_once(tmp_path, upload, png):
+    uploads, sent = Uploads(tmp_path / "uploads"), upload(png)
+    assert uploads.read(sent) is uploads.read(sent)
+    uploads._forget(next(iter(uploads._recent)))
+    with pytest.raises(XRayError):
+        uploads.read(sent)
+
+
+def test_uploads_keep_few(tmp_path, upload, png):
+    uploads = Uploads(tmp_path / "uploads", keep=2)
+    for name in "abc":
+        path = tmp_path / "uploads" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png)
+        uploads.read({"path": str(path)})
+    assert len(uploads._recent) == 2
+
+
+@pytest.mark.parametrize("sent", [None, {}, {"path": None}, {"path": "/etc/hostname"}, {"path": "uploads/../x"}])
+def test_nothing_but_uploads_is_read(tmp_path, sent):
+    with pytest.raises(XRayError, match="send"):
+        Uploads(tmp_path / "uploads").read(sent)

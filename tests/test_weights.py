@@ -1,0 +1,88 @@
+"""Weights: verified, explained when missing or damaged, and loaded without pickle."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from manet_core import Pipeline, WeightsError
+from manet_core.weights import load_network, read_manifest, sha256
+
+
+@pytest.fixture
+def copy(random_weights, tmp_path):
+    return shutil.copytree(random_weights, tmp_path / "weights")
+
+
+def test_loads_in_evaluation_mode_without_gradients(random_weights):
+    net = load_network(random_weights, "efficientnet_lite0_ma")
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    assert next(net.parameters()).dtype == torch.float32
+
+
+def test_no_folder_no_manifest(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(WeightsError, match="manifest.json is missing"):
+            Pipeline.load(folder)
+
+
+def test_damaged_manifest(copy):
+    (copy / "manifest.json").write_text("{")
+    with pytest.raises(WeightsError, match="damaged"):
+        Pipeline.load(copy)
+
+
+def test_missing_file_is_named(copy):
+    (copy / "efficientnet_lite0.safetensors").unlink()
+    with pytest.raises(WeightsError, match="efficientnet_lite0.safetensors is missing"):
+        Pipeline.load(copy)
+    assert Pipeline.load(copy, models=["efficientnet_lite0_ma"]).models == ["efficientnet_lite0_ma"]
+
+
+def test_a_flipped_byte_is_noticed(copy):
+    path = copy / "efficientnet_lite0.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="damaged"):
+        Pipeline.load(copy)
+
+
+def test_weights_of_another_network_are_noticed(copy):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    entry = manifest["models"]["efficientnet_lite0"]
+    entry["file"] = "efficientnet_lite0_cbam.safetensors"
+    entry["sha256"] = sha256(copy / entry["file"])
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_network(copy, "efficientnet_lite0")
+
+
+def test_a_manifest_cannot_point_outside_its_folder(copy, random_weights):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["models"]["efficientnet_lite0"]["file"] = str(random_weights / "resunet.safetensors")
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match="damaged|does not fit"):
+        load_network(copy, "efficientnet_lite0")
+
+
+def test_an_unknown_model_is_named_with_those_that_are_there(random_weights):
+    with pytest.raises(WeightsError, match="resnet50_ma.*efficientnet_lite0"):
+        Pipeline.load(random_weights, models=["resnet50_ma"])
+
+
+def test_shipped_weights_fit_and_are_what_the_manifest_says(weights):
+    entries = read_manifest(weights)
+    assert "resunet" in entries and "efficientnet_lite0_ma" in entries
+    total = 0
+    for name, entry in entries.items():
+        path = weights / entry["file"]
+        assert sha256(path) == entry["sha256"]
+        assert {"network", "classes", "preprocessing", "training", "figures"} <= entry.keys()
+        assert path.stat().st_size < 95e6
+        total += path.stat().st_size
+        assert load_network(weights, name) is not None
+    assert total < 300e6
