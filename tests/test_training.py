@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
@@ -52,7 +53,7 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
     """From phantoms to a pipeline that was trained, exported, measured and recorded."""
     weights, cache = tmp_path / "weights", tmp_path / "cache"
     common = ["--data", phantoms, "--cache", cache, *SMALL]
-    run(segment, *common, "--out", tmp_path / "seg", "--width", 8, "--epochs", 12, "--lr", 0.01, "--balance")
+    run(segment, *common, "--out", tmp_path / "seg", "--width", 8, "--epochs", 20, "--lr", 0.01, "--schedule", "onecycle", "--balance")
     run(export, "--run", tmp_path / "seg", "--weights", weights)
     run(classify, *common, "--weights", weights, "--model", "efficientnet_lite0_ma", "--epochs", 2, "--out", tmp_path / "c")
     run(export, "--run", tmp_path / "c", "--weights", weights)
@@ -61,9 +62,9 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
     run(evaluate, "--data", phantoms, "--weights", weights, "--cache", cache, "--out", tmp_path / "results", "--record")
 
     log = (tmp_path / "seg" / "log.csv").read_text().splitlines()
-    assert len(log) == 13 and "iou_kermany" in log[0]
+    assert len(log) == 21 and "iou_kermany" in log[0]
     entries = json.loads((weights / "manifest.json").read_text())["models"]
-    assert entries["resunet"]["training"]["departures_from_paper"]["epochs"] == {"paper": 50, "here": 12}
+    assert entries["resunet"]["training"]["departures_from_paper"]["epochs"] == {"paper": 50, "here": 20}
     assert entries["resunet"]["training"]["pictures"] == {"kermany": 6, "shenzhen": 10}
     results = json.loads((tmp_path / "results" / "evaluation.json").read_text())
     assert entries["efficientnet_lite0_ma"]["figures"]["test"] == results["classification"]["efficientnet_lite0_ma"]
@@ -75,6 +76,13 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
     assert analysis.mask.any() and list(analysis.readings) == ["efficientnet_lite0_ma"]
     dtypes = {t.dtype for k, t in load_file(weights / "resunet.safetensors").items() if "running" not in k and "num_" not in k}
     assert dtypes == {torch.float16}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps the first call's precision for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def settings(out, **changes):
@@ -127,9 +135,9 @@ def test_items_depend_on_seed_epoch_and_item_alone(phantoms, tmp_path):
     a, b = (LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True), seed=3) for _ in range(2))
     a[0], a[5]
     for dataset in (a, b):
-        dataset.set_epoch(2)
+        dataset.epoch = 2
     assert torch.equal(a[4][0], b[4][0])
-    b.set_epoch(3)
+    b.epoch = 3
     assert not torch.equal(a[4][0], b[4][0])
 
 
@@ -139,7 +147,7 @@ def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phanto
     dataset = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True), seed=0)
     changed = 0
     for epoch in range(5):
-        dataset.set_epoch(epoch)
+        dataset.epoch = epoch
         for item in range(len(rows)):
             image, mask, label = dataset[item]
             assert image.shape == mask.shape == (1, 64, 64) and image.dtype == mask.dtype == torch.float32
@@ -147,17 +155,16 @@ def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phanto
             assert set(mask.unique().tolist()) == {0.0, 1.0} and (image[mask == 0] == -1).all()
             assert CLASSES[label] == pictures.index.label[rows[item]]
             changed += not np.array_equal(mask[0].numpy() > 0, pictures.masks[rows[item]])
-    assert 0.6 < changed / (5 * len(rows)) < 1.0  # 1 − 0.5³ = 0.875 of the masks move
+    assert 0.75 < changed / (5 * len(rows)) < 0.97  # 1 − 0.5³ = 0.875 of the masks move
 
 
 def test_augmentation_ranges_are_the_papers():
-    """A dot far from the centre tells shift, scale and rotation apart; each is drawn half of the time."""
+    """Each step has p = 0.5 and its own range."""
     steps = {type(s).__name__ + str(i): s for i, s in enumerate(augmentation(10, True).transforms)}
     shift, scale, rotate, brightness = steps.values()
     assert all(s.p == 0.5 for s in steps.values())
-    draws = [(shift, "translate"), (scale, "scale"), (rotate, "rotate")]
     assert shift.translate_percent["x"] == (-0.0625, 0.0625) == shift.translate_percent["y"]
-    assert scale.scale["x"] == (0.8, 1.2) and rotate.rotate == (-10, 10) and len(draws) == 3
+    assert scale.scale["x"] == (0.8, 1.2) and rotate.rotate == (-10, 10)
     assert brightness.brightness_limit == brightness.contrast_limit == (-0.2, 0.2)
     assert len(augmentation(10, False).transforms) == 3
 

@@ -114,7 +114,7 @@ def augmentation(rotation: float, intensity: bool) -> A.Compose:
 
 
 class LungPictures(Dataset):
-    """Items for one epoch after another; call `set_epoch` before each.
+    """Items for one epoch after another; set the attribute `epoch` before each.
 
     What is drawn for an item depends on (seed, epoch, item) alone, not on the
     number of workers or on what was drawn before, so an interrupted training
@@ -132,10 +132,6 @@ class LungPictures(Dataset):
         self.augment, self.seed, self.epoch = augment, seed, 0
         self.labels = pictures.labels(rows) if task == "classify" else None
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw new augmentations from here on."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -143,7 +139,9 @@ class LungPictures(Dataset):
         row = self.rows[item]
         image, mask = np.array(self.pictures.images[row]), np.array(self.lungs[row], np.uint8)
         if self.augment is not None:
-            self.augment.set_random_seed(hash((self.seed, self.epoch, item)) % 2**32)
+            for step, transform in enumerate(self.augment.transforms):
+                # One seed for the whole Compose would make all steps draw the same numbers, so that they come together.
+                transform.set_random_seed(hash((self.seed, self.epoch, item, step)) % 2**32)
             out = self.augment(image=image, mask=mask)
             image, mask = out["image"], out["mask"]
         image = image.astype(np.float32) / 255

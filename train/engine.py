@@ -93,7 +93,7 @@ def fit(
     Args:
         args: from `parser`.
         net: moved to the device and to channels_last here.
-        train_set: has `set_epoch`.
+        train_set: reads its attribute `epoch`.
         loss: (net, batch) -> scalar.
         validate: (net, device) -> figures, after every epoch, on the main process.
         score: the figure whose highest value chooses the epoch that is kept.
@@ -142,7 +142,7 @@ def fit(
     for epoch in range(first, args.epochs):
         start = time.perf_counter()
         sampler.epoch = epoch
-        train_set.set_epoch(epoch)
+        train_set.epoch = epoch  # no `set_epoch`: accelerate would call it with a count that a resumption resets
         model.train()
         total = torch.zeros((), device=accelerator.device)
         bar = tqdm(loader, f"epoch {epoch + 1}/{args.epochs}", disable=not accelerator.is_main_process, mininterval=5)

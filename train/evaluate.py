@@ -71,6 +71,8 @@ def read_test(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray)
     per_class = {}
     for k, name in enumerate(CLASSES):
         hit, of_class, called = confusion[k, k], confusion[k].sum(), confusion[:, k].sum()
+        if of_class in (0, len(truth)):
+            continue  # with none or nothing but this class there is no sensitivity, specificity or AUROC
         per_class[name] = {
             "n": int(of_class),
             "sensitivity": float(hit / of_class),
@@ -153,7 +155,7 @@ def tables(results: dict) -> str:
     names = list(results["classification"])
     if names:
         lines += ["", f"| sensitivity / specificity, % | n | {' | '.join(f'`{n}`' for n in names)} |", "|---|---|" + "---|" * len(names)]
-        for c in CLASSES:
+        for c in results["classification"][names[0]]["per_class"]:
             cells = [results["classification"][n]["per_class"][c] for n in names]
             figures = " | ".join(f"{100 * x['sensitivity']:.0f} / {100 * x['specificity']:.0f}" for x in cells)
             lines.append(f"| {c} | {cells[0]['n']} | {figures} |")

@@ -59,7 +59,7 @@ def main() -> None:
         return {"iou": float(np.mean(list(per_source.values()))), **per_source}
 
     train_sources = pictures.index.source.iloc[train_rows]
-    draw = torch.from_numpy(train_sources.map(train_sources.value_counts() ** -0.5).to_numpy()) if args.balance else None
+    draw = torch.tensor(train_sources.map(train_sources.value_counts() ** -0.5).tolist()) if args.balance else None
     fit(args, create_segmenter(width=args.width), train_set, loss, validate, score="iou", draw=draw)
 
 

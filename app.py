@@ -1,0 +1,224 @@
+"""The web page: python app.py [--host 127.0.0.1] [--port 7860] [--weights weights]."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr  # noqa: E402
+
+from manet_core import Pipeline, WeightsError, XRay, XRayError  # noqa: E402
+from manet_core.phantom import phantom  # noqa: E402
+from ui import render  # noqa: E402
+from ui.uploads import Uploads  # noqa: E402
+
+PHANTOMS = {"Clear lungs": (0, 0.0), "Faint shadow": (1, 0.5), "Dense shadow": (2, 1.0)}  # name: (seed, opacity)
+KEEP_S = 1800  # seconds for which heatmaps wait for another class to be chosen
+ONE_AT_A_TIME = {"concurrency_id": "networks", "concurrency_limit": 1}
+FULL_SCREEN = """
+element.addEventListener('click', event => {
+  const picture = event.target.closest('.zoom');
+  if (picture) document.fullscreenElement ? document.exitFullscreen() : picture.requestFullscreen();
+});
+"""
+
+
+class Networks:
+    """The pipeline, loaded once, when it is first asked for; a failed attempt is repeated the next time."""
+
+    def __init__(self, weights: str | Path):
+        self.weights, self._pipeline, self._lock = weights, None, threading.Lock()
+
+    def get(self) -> Pipeline:
+        """The pipeline.
+
+        Raises:
+            WeightsError: weights are missing or damaged.
+        """
+        with self._lock:
+            if self._pipeline is None:
+                self._pipeline = Pipeline.load(self.weights)
+            return self._pipeline
+
+
+def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
+    """The page. `weights` has a manifest.json; `upload_folder` is where Gradio stores uploads."""
+    networks, uploads = Networks(weights), Uploads(upload_folder)
+
+    def look_for_weights() -> str:
+        try:
+            networks.get()
+        except WeightsError as error:
+            return render.alert("No analysis is possible", [str(error)])
+        return gr.skip()
+
+    def analyze(file: gr.FileData) -> dict:
+        """Lung segmentation and classification of one frontal chest X-ray; research and teaching only.
+
+        Args:
+            file: the X-ray, one PNG, JPEG, TIFF, BMP, WebP or DICOM file.
+
+        Returns:
+            {"readings": {model: {"probabilities": {class: 0 to 1}, "predicted": class,
+            "in_lung": {class: 0 to 1}}}, "lung_area": 0 to 1, "height", "width",
+            "warnings": [sentence], "disclaimer"}; no pixels, nothing about the patient.
+        """
+        try:
+            return networks.get().analyze(uploads.read(file)).to_dict()
+        except (XRayError, WeightsError) as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def answer(read: Callable[[], XRay], explain: str) -> Iterator[dict]:
+        """What the page shows, stage by stage, of the X-ray that `read` returns."""
+        yield {
+            status: render.stage("Reading the picture …"),
+            pictures: "",
+            result: gr.update(visible=False),
+            readings: None,
+        }
+        try:
+            x = read()
+            yield {status: render.stage("Waking the networks …"), drop: None}
+            pipeline = networks.get()
+            count = len(pipeline.models)
+            yield {status: render.stage(f"Finding the lungs and asking {count} networks …")}
+            analysis = pipeline.analyze(x)
+        except (XRayError, WeightsError) as error:
+            yield {status: render.alert("Not analysed", [str(error)]), pictures: render.EMPTY, drop: None}
+            return
+        except Exception:
+            logging.exception("The analysis failed.")
+            sentence = "The analysis failed, and the server's log says why; try another picture."
+            yield {status: render.alert("Not analysed", [sentence]), pictures: render.EMPTY, drop: None}
+            return
+        yield {
+            status: render.alert("Warning", analysis.warnings),
+            pictures: render.pictures(analysis),
+            result: gr.update(visible=True),
+            summary: render.summary(analysis.readings),
+            cards: render.cards(analysis.readings, explain),
+            notes: render.notes(analysis.readings),
+            readings: analysis.readings,
+        }
+
+    def answer_upload(file: dict, explain: str) -> Iterator[dict]:
+        yield from answer(lambda: uploads.read(file), explain)
+
+    def answer_phantom(seed: int, opacity: float, explain: str) -> Iterator[dict]:
+        yield from answer(lambda: phantom(seed=seed, opacity=opacity), explain)
+
+    def redraw(found: dict | None, name: str) -> str:
+        if found is None:
+            return render.alert("The heatmaps have expired", ["Drop the X-ray again to see other classes."])
+        return render.cards(found, name)
+
+    def forget(request: gr.Request) -> None:
+        """Drop what the server keeps of a page that was closed."""
+        demo.state_holder.delete_state(request.session_hash)
+        demo.state_holder.session_data.pop(request.session_hash, None)
+
+    with gr.Blocks(title="MANet", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as demo:
+        html = partial(gr.HTML, apply_default_css=False)
+        html(render.HEADER)
+        with gr.Row(equal_height=True):
+            drop = gr.File(label="X-ray", show_label=False, height=76, scale=3, elem_id="drop")
+            with gr.Column(scale=2, elem_classes="phantoms"):
+                html("<p>No X-ray at hand? Try a drawing: <b>synthetic phantom, not a person.</b></p>")
+                with gr.Row():
+                    buttons = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
+        status = html(elem_id="status")
+        pictures = html(render.EMPTY, elem_id="pictures", js_on_load=FULL_SCREEN)
+        with gr.Column(visible=False) as result:
+            summary = html(elem_id="summary")
+            with gr.Row(equal_height=True):
+                explain = gr.Radio(
+                    render.EXPLAIN, value=render.PREDICTED, label="Heatmaps of", scale=5, elem_id="explain"
+                )
+                opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity", min_width=180, buttons=[])
+            html(render.LEGEND)
+            cards = html(elem_id="cards", js_on_load=FULL_SCREEN)
+            notes = html(elem_id="notes")
+        readings = gr.State(time_to_live=KEEP_S)
+
+        gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
+            [drop.upload, *(button.click for button in buttons.values())],
+            None, None, status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
+            trigger_mode="multiple", api_visibility="private",
+        )  # fmt: skip
+        outputs = [drop, status, pictures, result, summary, cards, notes, readings]
+        event = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"} | ONE_AT_A_TIME
+        drop.upload(answer_upload, [drop, explain], preprocess=False, trigger_mode="multiple", **event)
+        for name, button in buttons.items():
+            button.click(partial(answer_phantom, *PHANTOMS[name]), explain, **event)
+        explain.input(
+            redraw, [readings, explain], cards, queue=False, show_progress="hidden",
+            trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+        opacity.input(
+            None, opacity, js="value => document.querySelector('.gradio-container').style.setProperty('--heat', value)",
+            api_visibility="private",
+        )  # fmt: skip
+        demo.load(look_for_weights, None, status, show_progress="hidden", api_visibility="private")
+        demo.unload(forget)
+        gr.api(analyze, api_name="analyze", **ONE_AT_A_TIME)
+    return demo
+
+
+def dark_theme() -> gr.themes.Base:
+    """Greys and one accent, with the system's fonts; dark in light mode too, as X-rays are read in the dark."""
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.cyan,
+        neutral_hue=gr.themes.colors.gray,
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_background_fill_dark="#0e1114",
+        block_background_fill_dark="#171c21",
+        block_border_color_dark="#323a43",
+        button_secondary_background_fill_dark="#242c34",
+        button_secondary_background_fill_hover_dark="#323a43",
+        checkbox_label_background_fill_dark="#242c34",
+        checkbox_label_background_fill_hover_dark="#323a43",
+        checkbox_background_color_selected_dark="#1b8ba3",
+        slider_color_dark="#6cc5d9",
+        input_background_fill_dark="#242c34",
+    )
+    for name, value in list(vars(theme).items()):
+        if name.endswith("_dark") and value is not None:
+            setattr(theme, name.removesuffix("_dark"), value)
+    return theme
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve the page until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--weights", default=Path(__file__).parent / "weights", help="folder with manifest.json")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, which deletes the temporary folder
+    with tempfile.TemporaryDirectory(prefix="manet-") as folder:
+        folder = os.environ.setdefault("GRADIO_TEMP_DIR", folder)
+        demo = build(args.weights, folder)
+        print(f"MANet: http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
+        try:
+            demo.launch(
+                server_name=args.host, server_port=args.port, share=False, quiet=True, run_history=False,
+                enable_monitoring=False, footer_links=[], max_file_size="200mb", ssr_mode=False,
+                state_session_capacity=64, theme=dark_theme(), css_paths=render.STYLE,
+            )  # fmt: skip
+        except OSError as error:
+            raise SystemExit(f"The page cannot be served at {args.host}:{args.port}; choose another --port.") from error
+
+
+if __name__ == "__main__":
+    main()

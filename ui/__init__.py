@@ -1,0 +1,1 @@
+"""What the web page shows: uploads in, HTML out; app.py does the wiring."""

@@ -1,0 +1,76 @@
+"""From an upload in Gradio's temporary folder to an `XRay`, leaving nothing on the disk."""
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from manet_core import XRay, XRayError, load_xray
+
+
+class Uploads:
+    """Reads each upload once and deletes it at that moment.
+
+    Gradio names an upload by a hash of its bytes: a class that drops the same
+    picture at the same time shares one file, and the first reader deletes it.
+    What was read is therefore kept in memory for a short while for the others.
+
+    Args:
+        folder: where Gradio stores uploads; nothing outside it is read or deleted.
+        keep_s: seconds for which a picture is kept after it was last asked for.
+        keep: number of pictures kept at most.
+    """
+
+    def __init__(self, folder: str | Path, keep_s: float = 60, keep: int = 4):
+        self.folder, self.keep_s, self.keep = Path(folder).resolve(), keep_s, keep
+        self._recent: OrderedDict[Path, tuple[XRay | XRayError, threading.Timer]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, upload: dict | None) -> XRay:
+        """The X-ray of an upload ({"path": ..., ...}, as Gradio hands it over).
+
+        Raises:
+            XRayError: it is no readable X-ray, or no upload of this server.
+        """
+        try:
+            path = Path(upload["path"]).resolve()
+        except (KeyError, TypeError, ValueError, OSError):
+            raise XRayError("There is no file in the request; send one image file.") from None
+        if not path.is_relative_to(self.folder):
+            raise XRayError("The path is not an upload of this server; send the file itself.")
+        with self._lock:
+            found = self._recent[path][0] if path in self._recent else _load(path)
+            _delete(path)
+            self._remember(path, found)
+        if isinstance(found, XRayError):
+            raise XRayError(str(found))
+        return found
+
+    def _remember(self, path: Path, found: XRay | XRayError) -> None:
+        if path in self._recent:
+            self._recent.pop(path)[1].cancel()
+        timer = threading.Timer(self.keep_s, self._forget, [path])
+        timer.daemon = True
+        timer.start()
+        self._recent[path] = (found, timer)
+        while len(self._recent) > self.keep:
+            self._recent.popitem(last=False)[1][1].cancel()
+
+    def _forget(self, path: Path) -> None:
+        with self._lock:
+            self._recent.pop(path, None)
+
+
+def _load(path: Path) -> XRay | XRayError:
+    try:
+        return load_xray(path)
+    except XRayError as error:
+        return error
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, and the folder of its own in which Gradio stored it."""
+    path.unlink(missing_ok=True)
+    try:
+        path.parent.rmdir()
+    except OSError:  # not empty, or gone already
+        pass
