@@ -167,8 +167,7 @@ class Pipeline:
             if size not in inputs:
                 inputs[size] = self._input(x.pixels, segmentation, size)
             readings[name] = self._read(name, *inputs[size])
-        warnings = [*x.remarks, *picture_warnings(x.pixels)]
-        warnings += mask_warnings(segmentation.probability > 0.5, segmentation.cleaned)
+        warnings = [*x.remarks, *picture_warnings(x.pixels), *mask_warnings(segmentation)]
         return Analysis(x.pixels, segmentation, readings, warnings)
 
     def _input(self, pixels: np.ndarray, segmentation: Lungs, size: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:

@@ -72,22 +72,23 @@ def test_resize_is_exact_on_ramps_and_averages_when_it_shrinks(rng):
     assert to_unit_range(np.full((4, 4), 3.0, np.float32)).max() == 0
 
 
-def two_lungs() -> np.ndarray:
-    return phantom_mask(200)
+def as_lungs(mask: np.ndarray, certainty: float = 0.99) -> Lungs:
+    return Lungs(np.where(mask, certainty, 1 - certainty).astype(np.float32), mask)
 
 
 def test_good_lungs_raise_no_warning():
-    assert mask_warnings(two_lungs(), two_lungs()) == []
+    for seed in range(5):
+        assert mask_warnings(as_lungs(phantom_mask(224, seed))) == []
 
 
 def one_side(mask):
-    mask[:, 100:] = False
+    mask[:, 112:] = False
 
 
 def fragments(mask):
     mask[:] = False
-    for y, x in ((20, 20), (20, 120), (90, 20), (90, 120), (150, 70)):
-        mask[y : y + 40, x : x + 40] = True
+    for y, x in ((20, 20), (20, 140), (90, 20), (90, 140), (160, 80)):
+        mask[y : y + 45, x : x + 45] = True
 
 
 def everywhere(mask):
@@ -98,9 +99,17 @@ def nothing(mask):
     mask[:] = False
 
 
+def small(mask):
+    mask[:100] = mask[140:] = False
+
+
 def off_the_frame(mask):
     mask[:, :60] = True
     mask[:, -60:] = True
+
+
+def ragged(mask):
+    mask &= np.indices(mask.shape)[0] % 8 < 6
 
 
 @pytest.mark.parametrize(
@@ -110,19 +119,21 @@ def off_the_frame(mask):
         (fragments, "5 pieces"),
         (everywhere, "covers most"),
         (nothing, "Hardly any lung"),
+        (small, "Little lung"),
         (off_the_frame, "runs out of the picture"),
+        (ragged, "ragged"),
     ],
 )
 def test_bad_masks_are_named(change, words):
-    mask = two_lungs()
+    mask = phantom_mask(224)
     change(mask)
-    warnings = mask_warnings(mask, mask)
+    warnings = mask_warnings(as_lungs(mask))
     assert any(words in warning for warning in warnings)
     assert all(warning.endswith(".") for warning in warnings)
 
 
-def test_much_cleaning_is_named():
-    mask = two_lungs()
-    raw = mask.copy()
-    raw[mask & (np.indices(mask.shape).sum(0) % 3 == 0)] = False
-    assert any("much cleaning" in warning for warning in mask_warnings(raw, mask))
+def test_doubt_and_much_cleaning_are_named():
+    mask = phantom_mask(224)
+    assert any("uncertain" in warning for warning in mask_warnings(as_lungs(mask, certainty=0.8)))
+    raw = mask & (np.indices(mask.shape).sum(0) % 3 > 0)
+    assert any("much cleaning" in warning for warning in mask_warnings(Lungs(raw.astype(np.float32), mask)))
