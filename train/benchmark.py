@@ -1,5 +1,9 @@
-"""Measure what speed is claimed: python -m train.benchmark
+"""Measure what speed is claimed.
 
+    python -m train.benchmark
+    python -m train.benchmark --record   # also into the README
+
+The classifiers have random weights, which cost the same time as trained ones.
 All figures of one run are measured in turn on the same machine, in pairs, so
 that a drifting clock speed touches both sides alike; ratios are medians of the
 pairs' ratios.
@@ -19,8 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from manet_core import Pipeline, create_classifier
+from manet_core import CLASSES, Pipeline, create_classifier
 from manet_core.phantom import phantom
+
+from .evaluate import write_between
 
 
 def paired(a: Callable, b: Callable, runs: int, name: str) -> dict[str, float]:
@@ -60,12 +66,14 @@ def benchmark_pipeline(weights: str, backbone: str, runs: int) -> dict:
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    names = [backbone, f"{backbone}_ma", f"{backbone}_cbam"]
-    pipe = Pipeline.load(weights, names)
+    pipe = Pipeline.load(weights, [])
+    size = pipe.entries["resunet"]["preprocessing"]["size"]
+    for name in (backbone, f"{backbone}_ma", f"{backbone}_cbam"):
+        net = create_classifier(name).eval().requires_grad_(False)
+        pipe.classifiers[name] = net.to(pipe.device, memory_format=torch.channels_last)
+        pipe.entries[name] = {"classes": CLASSES, "preprocessing": {"size": size}}
     x = phantom(512)
-    size = pipe.entries[backbone]["preprocessing"]["size"]
-    segmenter_size = pipe.entries["resunet"]["preprocessing"]["size"]
-    picture = torch.rand(1, 1, segmenter_size, segmenter_size, device=pipe.device)
+    picture = torch.rand(1, 1, size, size, device=pipe.device)
     image = torch.rand(1, 1, size, size, device=pipe.device) * 2 - 1
     mask = torch.rand(1, 1, size, size, device=pipe.device).round()
 
@@ -128,12 +136,23 @@ def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
     return out
 
 
+def table(results: dict) -> str:
+    """The results as Markdown."""
+    lines = [f"On {results['device']} ({results['processor']}), torch {results['torch']}:", ""]
+    lines += ["| what | a, ms | b, ms | a / b |", "|---|---|---|---|"]
+    for name, figure in results.items():
+        if isinstance(figure, dict):
+            lines.append(f"| {name} | {figure['a_ms']:.1f} | {figure['b_ms']:.1f} | {figure['ratio']:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default="weights")
     p.add_argument("--backbone", default="resnet34", choices=["efficientnet_lite0", "resnet34", "resnet50"])
     p.add_argument("--runs", type=int, default=50)
     p.add_argument("--out", default="results", type=Path)
+    p.add_argument("--record", action="store_true", help="write the figures into the README")
     args = p.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     results = {"device": device, "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
@@ -141,8 +160,9 @@ def main() -> None:
     results |= benchmark_mask_attention(args.backbone, args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
-    for name, figure in results.items():
-        print(f"{name}: " + (f"{figure['a_ms']:.1f} ms / {figure['b_ms']:.1f} ms = {figure['ratio']:.3f}" if isinstance(figure, dict) else str(figure)))
+    print(table(results))
+    if args.record:
+        write_between(Path("README.md"), "benchmark", table(results))
 
 
 if __name__ == "__main__":

@@ -162,6 +162,12 @@ def tables(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_between(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks <!-- name --> and <!-- /name --> in a Markdown file."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    path.write_text(re.sub(f"(?s){begin}.*?{end}", lambda _: begin + text + end, path.read_text()))
+
+
 def record(results: dict, weights: Path) -> None:
     """Put the figures into the manifest, and the tables between the marks of model card and README."""
     entries = read_manifest(weights)
@@ -171,9 +177,7 @@ def record(results: dict, weights: Path) -> None:
     (weights / MANIFEST).write_text(json.dumps({"models": entries}, indent=2) + "\n")
     for path in (weights / "MODEL_CARD.md", weights.parent / "README.md"):
         if path.exists():
-            begin, end = "<!-- evaluation -->\n", "<!-- /evaluation -->"
-            text = re.sub(f"(?s){begin}.*?{end}", lambda _: begin + tables(results) + end, path.read_text())
-            path.write_text(text)
+            write_between(path, "evaluation", tables(results))
 
 
 def main() -> None:
