@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG, JPEG, TIFF, BMP, WebP or DICOM")
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for panels and results.json")
     one.add_argument("--models", help="comma-separated names; default: all that have weights")
-    one.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
+    one.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: CUDA when present")
     one.add_argument("--json", action="store_true", help="print results.json instead of a table")
     verbs.add_parser("models", parents=[common], help="list the networks")
     args = parser.parse_args(argv)
@@ -94,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
         return analyze(args) if args.verb == "analyze" else models(args)
     except WeightsError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{args.out} cannot be written to ({error.strerror}); choose another --out.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; what was finished is in the output folder.", file=sys.stderr)

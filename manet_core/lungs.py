@@ -80,7 +80,9 @@ def mask_warnings(lungs: Lungs) -> list[str]:
         found.append("The lung mask covers most of the picture; this may not be a frontal chest X-ray.")
     left = cleaned[:, : cleaned.shape[1] // 2].sum() / cleaned.sum()
     if not 0.2 < left < 0.8:
-        found.append("Lung was found on one side only; check that both lungs are in the picture and the view is frontal.")
+        found.append(
+            "Lung was found on one side only; check that both lungs are in the picture and the view is frontal."
+        )
     pieces = sorted((region.area for region in regionprops(label(cleaned))), reverse=True)
     if sum(pieces[:2]) < 0.85 * sum(pieces):
         found.append(f"The lung mask is in {len(pieces)} pieces; this may not be a frontal chest X-ray.")

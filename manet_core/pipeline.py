@@ -125,13 +125,15 @@ class Pipeline:
             device: "auto" (CUDA when present), "cpu", "cuda", "cuda:1", ...
 
         Raises:
-            WeightsError: weights are missing or damaged.
+            WeightsError: weights are missing or damaged, or there is no such device.
         """
         entries = read_manifest(weights)
         if models is None:
             models = [name for name in list_models() if name in entries]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device.startswith("cuda") and not torch.cuda.is_available():
+            raise WeightsError("There is no CUDA device here; use the device 'cpu' or 'auto'.")
         segmenter = load_network(weights, SEGMENTER, device)
         return cls(segmenter, {name: load_network(weights, name, device) for name in models}, entries)
 
@@ -170,7 +172,9 @@ class Pipeline:
         warnings = [*x.remarks, *picture_warnings(x.pixels), *mask_warnings(segmentation)]
         return Analysis(x.pixels, segmentation, readings, warnings)
 
-    def _input(self, pixels: np.ndarray, segmentation: Lungs, size: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    def _input(
+        self, pixels: np.ndarray, segmentation: Lungs, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         """Segmented lungs (1, 1, S, S) in [−1, 1], mask (1, 1, S, S), and the mask as (S, S) bool."""
         mask = segmentation.at(size)
         image = torch.from_numpy(segmented_lungs(resize(pixels, size), mask))[None, None]

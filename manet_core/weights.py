@@ -31,7 +31,10 @@ def read_manifest(folder: str | Path) -> dict[str, dict]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["models"]
     except FileNotFoundError:
-        raise WeightsError(f"There are no weights in {folder}: {MANIFEST} is missing; clone the repository whole, or train them as the README says.") from None
+        raise WeightsError(
+            f"There are no weights in {folder}: {MANIFEST} is missing; "
+            "clone the repository whole, or train them as the README says."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise WeightsError(f"{path} is damaged; restore it from the repository.") from None
 
@@ -57,7 +60,9 @@ def load_network(folder: str | Path, name: str, device: str | torch.device = "cp
     if not path.is_file():
         raise WeightsError(f"{path} is missing; restore it from the repository, or train it as the README says.")
     if sha256(path) != entry["sha256"]:
-        raise WeightsError(f"{path} is damaged or not the file that the manifest names; restore it from the repository.")
+        raise WeightsError(
+            f"{path} is damaged or not the file that the manifest names; restore it from the repository."
+        )
     options = dict(entry["network"])
     kind = options.pop("name")
     if entry["task"] == "segment":
@@ -65,7 +70,11 @@ def load_network(folder: str | Path, name: str, device: str | torch.device = "cp
     else:
         net = create_classifier(kind, num_classes=len(entry["classes"]), **options)
     try:
-        net.load_state_dict({key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in load_file(path).items()})
+        net.load_state_dict(
+            {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in load_file(path).items()}
+        )
     except RuntimeError:
-        raise WeightsError(f"{path} does not fit the network {kind!r}; the weights and the program are of different versions.") from None
+        raise WeightsError(
+            f"{path} does not fit the network {kind!r}; the weights and the program are of different versions."
+        ) from None
     return net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

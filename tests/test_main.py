@@ -62,3 +62,7 @@ def test_usage_and_missing_weights_end_with_two(picture, random_weights, tmp_pat
     assert main(["analyze", str(picture), *out, "--weights", str(tmp_path)]) == 2
     assert main(["analyze", str(picture), *out, "--weights", str(random_weights), "--models", "resnet99"]) == 2
     assert "resnet99" in capsys.readouterr().err
+    taken = tmp_path / "taken"
+    taken.write_text("a file where the folder should be")
+    assert main(["analyze", str(picture), "--out", str(taken), "--weights", str(random_weights)]) == 2
+    assert "choose another --out" in capsys.readouterr().err

@@ -22,7 +22,7 @@ TABLE_3 = {
 
 
 def count_flops(net: nn.Module, size: int) -> float:
-    """The paper's counting: multiply-accumulates of convolutions and linear layers, 2 a BN element, adaptive pooling."""
+    """The paper's counting: multiply-accumulates of convolutions and linear layers, 2 a BN element, pooling."""
     total = 0
 
     def add(module, inputs, output):
@@ -110,7 +110,10 @@ def test_state_dict_keys_are_torchvisions(name):
 
 
 def test_resnet_logits_equal_torchvisions():
-    ours, theirs = create_classifier("resnet50", in_channels=3).eval(), torchvision.models.resnet50(num_classes=5).eval()
+    ours, theirs = (
+        create_classifier("resnet50", in_channels=3).eval(),
+        torchvision.models.resnet50(num_classes=5).eval(),
+    )
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():

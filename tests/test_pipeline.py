@@ -34,7 +34,9 @@ def test_analysis_is_complete(random_pipe):
     x = XRay(phantom(512).pixels[:, :400])
     analysis = random_pipe.analyze(x)
     assert random_pipe.models == TRIO == list(analysis.readings)
-    assert analysis.original.shape == analysis.mask_raw.shape == analysis.mask.shape == analysis.lungs.shape == (512, 400)
+    assert (
+        analysis.original.shape == analysis.mask_raw.shape == analysis.mask.shape == analysis.lungs.shape == (512, 400)
+    )
     assert analysis.original.dtype == analysis.lungs.dtype == np.float32
     assert analysis.mask_raw.dtype == analysis.mask.dtype == bool
     np.testing.assert_array_equal(analysis.lungs, analysis.original * analysis.mask)
@@ -63,7 +65,9 @@ def test_to_dict_is_json_and_holds_no_pixels(random_pipe):
 
 
 def test_models_can_be_chosen(random_pipe):
-    assert list(random_pipe.analyze(phantom(128), models=["efficientnet_lite0_ma"]).readings) == ["efficientnet_lite0_ma"]
+    assert list(random_pipe.analyze(phantom(128), models=["efficientnet_lite0_ma"]).readings) == [
+        "efficientnet_lite0_ma"
+    ]
     mask_only = random_pipe.analyze(phantom(128), models=[])
     assert mask_only.readings == {} and mask_only.mask.shape == (128, 128)
     with pytest.raises(WeightsError, match="not loaded"):
@@ -150,7 +154,11 @@ def test_real_lungs_are_found(pipe, index, source):
 
 
 def test_most_real_x_rays_raise_no_warning(pipe, index):
-    rows = [image for source in ("kermany", "shenzhen", "montgomery", "ieee8023") for image in sample(index, source, 10).image]
+    rows = [
+        image
+        for source in ("kermany", "shenzhen", "montgomery", "ieee8023")
+        for image in sample(index, source, 10).image
+    ]
     warned = [image for image in rows if pipe.analyze(load_xray(image), models=[]).warnings]
     assert len(warned) <= 0.15 * len(rows), warned
 
@@ -159,7 +167,8 @@ def test_real_x_rays_are_read_better_than_the_majority_class(pipe, index):
     rows = index[(index.split == "test") & index.label.isin(CLASSES)]
     rows = rows.groupby("label").head(8)
     right = [
-        pipe.analyze(load_xray(image), models=["efficientnet_lite0_ma"]).readings["efficientnet_lite0_ma"].predicted == label
+        pipe.analyze(load_xray(image), models=["efficientnet_lite0_ma"]).readings["efficientnet_lite0_ma"].predicted
+        == label
         for image, label in zip(rows.image, rows.label)
     ]
     assert np.mean(right) > 0.6  # chance is 0.2 here

@@ -53,9 +53,34 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
     """From phantoms to a pipeline that was trained, exported, measured and recorded."""
     weights, cache = tmp_path / "weights", tmp_path / "cache"
     common = ["--data", phantoms, "--cache", cache, *SMALL]
-    run(segment, *common, "--out", tmp_path / "seg", "--width", 8, "--epochs", 20, "--lr", 0.01, "--schedule", "onecycle", "--balance")
+    run(
+        segment,
+        *common,
+        "--out",
+        tmp_path / "seg",
+        "--width",
+        8,
+        "--epochs",
+        20,
+        "--lr",
+        0.01,
+        "--schedule",
+        "onecycle",
+        "--balance",
+    )
     run(export, "--run", tmp_path / "seg", "--weights", weights)
-    run(classify, *common, "--weights", weights, "--model", "efficientnet_lite0_ma", "--epochs", 2, "--out", tmp_path / "c")
+    run(
+        classify,
+        *common,
+        "--weights",
+        weights,
+        "--model",
+        "efficientnet_lite0_ma",
+        "--epochs",
+        2,
+        "--out",
+        tmp_path / "c",
+    )
     run(export, "--run", tmp_path / "c", "--weights", weights)
     card = weights / "MODEL_CARD.md"
     card.write_text("before\n<!-- evaluation -->\nold\n<!-- /evaluation -->\nafter\n")
@@ -74,7 +99,9 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
 
     analysis = Pipeline.load(weights).analyze(load_xray(phantoms / "25.png"))
     assert analysis.mask.any() and list(analysis.readings) == ["efficientnet_lite0_ma"]
-    dtypes = {t.dtype for k, t in load_file(weights / "resunet.safetensors").items() if "running" not in k and "num_" not in k}
+    dtypes = {
+        t.dtype for k, t in load_file(weights / "resunet.safetensors").items() if "running" not in k and "num_" not in k
+    }
     assert dtypes == {torch.float16}
 
 
@@ -120,7 +147,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(phantoms, tmp_path):
     resumed = train_classifier(phantoms, tmp_path, tmp_path / "cut")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert any(not torch.equal(whole[n], w) for n, w in train_classifier(phantoms, tmp_path, tmp_path / "2", **{"--seed": 1}).items())
+    assert any(
+        not torch.equal(whole[n], w)
+        for n, w in train_classifier(phantoms, tmp_path, tmp_path / "2", **{"--seed": 1}).items()
+    )
 
 
 def test_another_setting_in_the_same_folder_is_refused(phantoms, tmp_path):
@@ -203,7 +233,9 @@ def test_figures_equal_scikit_learns(rng):
     assert got["accuracy"]["value"] == pytest.approx(accuracy_score(truth, predicted))
     assert got["macro_f1"]["value"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     drawn = evaluate.confusions(truth, predicted, weights)
-    assert evaluate.macro_f1(drawn)[7] == pytest.approx(f1_score(truth, predicted, average="macro", sample_weight=weights[7]))
+    assert evaluate.macro_f1(drawn)[7] == pytest.approx(
+        f1_score(truth, predicted, average="macro", sample_weight=weights[7])
+    )
     tb = got["per_class"]["Tuberculosis"]
     assert tb["sensitivity"] == pytest.approx((predicted[truth == 2] == 2).mean())
     assert tb["specificity"] == pytest.approx((predicted[truth != 2] != 2).mean())

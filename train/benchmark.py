@@ -96,8 +96,12 @@ def benchmark_pipeline(weights: str, backbone: str, runs: int) -> dict:
                     cam(image.clone().requires_grad_(), [ClassifierOutputTarget(k)])
 
     return {
-        f"{backbone} trio: analysis with 15 heatmaps (a) over bare forward passes (b)": paired(full, bare, runs, "analysis"),
-        f"{backbone} trio: pytorch-grad-cam class by class (a) over our analysis (b)": paired(library, full, max(3, runs // 10), "grad-cam"),
+        f"{backbone} trio: analysis with 15 heatmaps (a) over bare forward passes (b)": paired(
+            full, bare, runs, "analysis"
+        ),
+        f"{backbone} trio: pytorch-grad-cam class by class (a) over our analysis (b)": paired(
+            library, full, max(3, runs // 10), "grad-cam"
+        ),
     }
 
 
@@ -132,7 +136,9 @@ def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
     out[f"{backbone}: inference, MA (a) over plain (b)"] = paired(*(infer(n) for n in nets), runs, "inference")
     for net in nets.values():
         net.train()
-    out[f"{backbone}: training step, MA (a) over plain (b)"] = paired(*(step(n) for n in nets), max(5, runs // 5), "training step")
+    out[f"{backbone}: training step, MA (a) over plain (b)"] = paired(
+        *(step(n) for n in nets), max(5, runs // 5), "training step"
+    )
     return out
 
 
@@ -155,7 +161,12 @@ def main() -> None:
     p.add_argument("--record", action="store_true", help="write the figures into the README")
     args = p.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    results = {"device": device, "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    results = {
+        "device": device,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
     results |= benchmark_pipeline(args.weights, args.backbone, args.runs)
     results |= benchmark_mask_attention(args.backbone, args.runs)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,9 @@ def main() -> None:
         return {
             "val_loss": float(-np.log(true).mean()),
             "accuracy": accuracy_score(val_set.labels, predicted),
-            "macro_f1": f1_score(val_set.labels, predicted, average="macro", labels=range(len(CLASSES)), zero_division=0),
+            "macro_f1": f1_score(
+                val_set.labels, predicted, average="macro", labels=range(len(CLASSES)), zero_division=0
+            ),
         }
 
     fit(args, net, train_set, loss, validate, score="accuracy")

@@ -38,7 +38,9 @@ def read_index(data: str | Path) -> pd.DataFrame:
     root = Path(data)
     path = root / "index.csv"
     if not path.is_file():
-        raise SystemExit(f"There is no {path}: run `python -m train.prepare --data {root} --out DIR` and use --data DIR.")
+        raise SystemExit(
+            f"There is no {path}: run `python -m train.prepare --data {root} --out DIR` and use --data DIR."
+        )
     index = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [column for column in COLUMNS if column not in index]
     if missing:

@@ -26,7 +26,9 @@ from tqdm import tqdm
 def parser(description: str, **defaults) -> argparse.ArgumentParser:
     """The options that both trainings have; `defaults` are the paper's own values."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA")
+    p.add_argument(
+        "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA"
+    )
     p.add_argument("--cache", default="runs/cache", help="folder for decoded pictures")
     p.add_argument("--out", required=True, help="folder for weights, checkpoint and log; start again to resume")
     p.add_argument("--size", type=int, default=224, help="side of the square input, in pixels")
@@ -117,11 +119,17 @@ def fit(
         net = net.to(memory_format=torch.channels_last)
     if args.init:
         untouched = load_weights(net, args.init)
-        accelerator.print(f"started from {args.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors")
+        accelerator.print(
+            f"started from {args.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors"
+        )
     optimizer = _optimizer(args, net)
     sampler = EpochSampler(len(train_set), args.seed, draw)
     loader = DataLoader(
-        train_set, args.batch, sampler=sampler, drop_last=True, num_workers=args.workers,
+        train_set,
+        args.batch,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=args.workers,
         pin_memory=torch.cuda.is_available(),
     )
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
@@ -170,8 +178,13 @@ def fit(
                 save_weights(net, out / "best.safetensors")
             _write_log(out / "log.csv", history)
             state = {
-                "net": net.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
-                "epoch": epoch + 1, "history": history, "seconds": seconds, "rng": torch.get_rng_state(),
+                "net": net.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "epoch": epoch + 1,
+                "history": history,
+                "seconds": seconds,
+                "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             }
             torch.save(state, checkpoint.with_suffix(".part"))

@@ -148,13 +148,21 @@ def tables(results: dict) -> str:
     lines = ["| lungs of | IoU, % (95 % CI) | Dice, % (95 % CI) | n |", "|---|---|---|---|"]
     for group, r in results["segmentation"].items():
         lines.append(f"| {group} | {percent(r['iou'])} | {percent(r['dice'])} | {r['n']} |")
-    lines += ["", "| model | accuracy, % (95 % CI) | macro-F1, % (95 % CI) | accuracy − plain, points | n |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| model | accuracy, % (95 % CI) | macro-F1, % (95 % CI) | accuracy − plain, points | n |",
+        "|---|---|---|---|---|",
+    ]
     for name, r in results["classification"].items():
         difference = percent(r["accuracy_minus_plain"]) if "accuracy_minus_plain" in r else ""
         lines.append(f"| `{name}` | {percent(r['accuracy'])} | {percent(r['macro_f1'])} | {difference} | {r['n']} |")
     names = list(results["classification"])
     if names:
-        lines += ["", f"| sensitivity / specificity, % | n | {' | '.join(f'`{n}`' for n in names)} |", "|---|---|" + "---|" * len(names)]
+        lines += [
+            "",
+            f"| sensitivity / specificity, % | n | {' | '.join(f'`{n}`' for n in names)} |",
+            "|---|---|" + "---|" * len(names),
+        ]
         for c in results["classification"][names[0]]["per_class"]:
             cells = [results["classification"][n]["per_class"][c] for n in names]
             figures = " | ".join(f"{100 * x['sensitivity']:.0f} / {100 * x['specificity']:.0f}" for x in cells)
@@ -182,7 +190,9 @@ def record(results: dict, weights: Path) -> None:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA")
+    p.add_argument(
+        "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA"
+    )
     p.add_argument("--weights", default="weights", type=Path)
     p.add_argument("--cache", default="runs/cache")
     p.add_argument("--out", default="results", type=Path)

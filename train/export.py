@@ -1,6 +1,6 @@
 """Ship a finished training: runs/NAME to weights/NAME.safetensors (fp16) and its manifest entry.
 
-    python -m train.export --run runs/resnet34_ma
+python -m train.export --run runs/resnet34_ma
 """
 
 import argparse
@@ -17,8 +17,28 @@ from manet_core.weights import MANIFEST, read_manifest, sha256
 from .data import read_index
 
 PAPER = {
-    "segment": dict(size=512, epochs=50, batch=64, optimizer="adam", lr=2e-4, weight_decay=1e-5, schedule="constant", init=None, balance=False),
-    "classify": dict(size=512, epochs=200, batch=64, optimizer="sgd", lr=0.01, schedule="cosine", init=None, imagenet=False, teacher=None),
+    "segment": dict(
+        size=512,
+        epochs=50,
+        batch=64,
+        optimizer="adam",
+        lr=2e-4,
+        weight_decay=1e-5,
+        schedule="constant",
+        init=None,
+        balance=False,
+    ),
+    "classify": dict(
+        size=512,
+        epochs=200,
+        batch=64,
+        optimizer="sgd",
+        lr=0.01,
+        schedule="cosine",
+        init=None,
+        imagenet=False,
+        teacher=None,
+    ),
 }
 
 

@@ -169,7 +169,8 @@ def notes(readings: dict[str, Reading]) -> str:
     native = sorted({"{}×{}".format(*reading.native) for reading in readings.values()})
     return f"""
 <div class="notes"><p>Each heatmap (Grad-CAM) is scaled on its own: its brightness cannot be compared with another
-panel’s. The raw peak can, among the classes of one network. A heatmap has {escape(", ".join(native))} cells, whatever its outline suggests.
+panel’s. The raw peak can, among the classes of one network. A heatmap has {escape(", ".join(native))} cells, whatever
+its outline suggests.
 <b>In lung</b> is the share of the heatmap inside the mask; mask attention (MA) sets what lies outside the lungs to
 zero, so that its share is high partly by construction, and no proof of better reasoning.</p></div>
 """
