@@ -60,10 +60,10 @@ def _show(axis, picture: np.ndarray, title: str) -> None:
 
 def _bars(axis, probabilities: dict[str, float]) -> None:
     names, values = list(probabilities), list(probabilities.values())
-    bars = axis.barh(names, values, color="#0072B2")
+    bars = axis.barh(names, values, height=0.4, color="#0072B2")
     axis.bar_label(bars, [f"{value:.1%}" for value in values], fontsize=8, padding=2)
+    for row, name in enumerate(names):
+        axis.text(0, row - 0.3, name, fontsize=8)
     axis.set_xlim(0, 1.25)
     axis.invert_yaxis()
-    axis.set_xticks([])
-    axis.tick_params(axis="y", labelsize=8, length=0)
-    axis.spines[:].set_visible(False)
+    axis.axis("off")

@@ -1,0 +1,51 @@
+"""What the documents say is what the commands produced, and the commands they name exist."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+from manet_core.weights import read_manifest
+from train import benchmark, evaluate
+
+README = (ROOT / "README.md").read_text()
+CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text()
+
+
+def result(name: str) -> dict:
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def test_tables_are_drawn_from_the_results():
+    tables = evaluate.tables(result("evaluation"))
+    assert tables in README and tables in CARD
+    assert (ROOT / "results" / "evaluation.md").read_text() == tables
+    assert benchmark.table(result("benchmark")) in README
+
+
+def test_manifest_holds_the_same_figures_and_hashes(weights):
+    results, entries = result("evaluation"), read_manifest(weights)
+    assert entries["resunet"]["figures"]["test"] == results["segmentation"]
+    assert entries.keys() - {"resunet"} == results["classification"].keys()
+    for name, figures in results["classification"].items():
+        assert entries[name]["figures"]["test"] == figures
+
+
+def test_model_card_names_every_network(weights):
+    for name in read_manifest(weights):
+        assert f"`{name}`" in CARD or f"`_{name.rsplit('_', 1)[1]}`" in CARD
+
+
+@pytest.mark.parametrize("text", [README, CARD], ids=["README", "MODEL_CARD"])
+def test_commands_and_files_exist(text):
+    for module in set(re.findall(r"python -m ((?:train|manet_core)[\w.]*)", text)):
+        assert importlib.util.find_spec(module), module
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists() or (ROOT / "weights" / link).exists(), link
+    for target in set(re.findall(r"make (\w+)", text)) & {"app", "test", "clean"}:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+    for flag in set(re.findall(r"(?<=\s)--[a-z][\w-]+", text)):
+        sources = [*ROOT.glob("train/*.py"), *ROOT.glob("manet_core/__main__.py"), ROOT / "app.py"]
+        assert any(f'"{flag}"' in path.read_text() for path in sources), flag
