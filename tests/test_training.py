@@ -142,7 +142,7 @@ def train_classifier(phantoms, cache, out, stop_after=None, **changes):
 
 def test_an_interrupted_training_ends_with_the_same_weights(phantoms, tmp_path):
     whole = train_classifier(phantoms, tmp_path, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="same command goes on"):
         train_classifier(phantoms, tmp_path, tmp_path / "cut", stop_after=2)
     resumed = train_classifier(phantoms, tmp_path, tmp_path / "cut")
     assert whole.keys() == resumed.keys()
@@ -157,6 +157,11 @@ def test_another_setting_in_the_same_folder_is_refused(phantoms, tmp_path):
     train_classifier(phantoms, tmp_path, tmp_path / "out")
     with pytest.raises(SystemExit, match="another lr"):
         train_classifier(phantoms, tmp_path, tmp_path / "out", **{"--lr": 0.1})
+
+
+def test_too_few_pictures_are_explained(phantoms, tmp_path):
+    with pytest.raises(SystemExit, match="fewer than --batch 64"):
+        train_classifier(phantoms, tmp_path, tmp_path / "out", **{"--batch": 64})
 
 
 def test_items_depend_on_seed_epoch_and_item_alone(phantoms, tmp_path):

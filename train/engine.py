@@ -105,7 +105,8 @@ def fit(
         The content of result.json: the figures of the best epoch, its number, seconds.
 
     Raises:
-        SystemExit: `args.out` holds a training with other settings.
+        SystemExit: `args.out` holds a training with other settings, the loss is no
+            longer a number, or Ctrl-C was pressed.
     """
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -132,6 +133,8 @@ def fit(
         num_workers=args.workers,
         pin_memory=torch.cuda.is_available(),
     )
+    if len(loader) == 0:
+        raise SystemExit(f"There are {len(train_set)} training pictures, fewer than --batch {args.batch}: lower it.")
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
     scheduler = _scheduler(args, optimizer, args.epochs * len(loader))
 
@@ -147,49 +150,40 @@ def fit(
         first, history, seconds = state["epoch"], state["history"], state["seconds"]
         accelerator.print(f"resuming after epoch {first}")
 
-    for epoch in range(first, args.epochs):
-        start = time.perf_counter()
-        sampler.epoch = epoch
-        train_set.epoch = epoch  # no `set_epoch`: accelerate would call it with a count that a resumption resets
-        model.train()
-        total = torch.zeros((), device=accelerator.device)
-        bar = tqdm(loader, f"epoch {epoch + 1}/{args.epochs}", disable=not accelerator.is_main_process, mininterval=5)
-        for step, batch in enumerate(bar):
-            with accelerator.autocast():
-                value = loss(model, batch)
-            accelerator.backward(value)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            total += value.detach()
-            if step % 20 == 19:
-                bar.set_postfix(loss=f"{total.item() / (step + 1):.4f}")
-        mean_loss = accelerator.reduce(total, "mean").item() / len(loader)
-        if not math.isfinite(mean_loss):
-            raise SystemExit("The loss is no longer a number; start again in another --out with a lower --lr.")
-        seconds += time.perf_counter() - start
-        if accelerator.is_main_process:
-            net.eval()
-            row = {"epoch": epoch + 1, "lr": scheduler.get_last_lr()[0], "train_loss": mean_loss}
-            row |= validate(net, accelerator.device) | {"seconds": round(seconds, 1)}
-            history.append(row)
-            accelerator.print({k: round(v, 4) for k, v in row.items()})
-            if row[score] == max(r[score] for r in history):
-                save_weights(net, out / "best.safetensors")
-            _write_log(out / "log.csv", history)
-            state = {
-                "net": net.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "epoch": epoch + 1,
-                "history": history,
-                "seconds": seconds,
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-            }
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
-        accelerator.wait_for_everyone()
+    try:
+        for epoch in range(first, args.epochs):
+            start = time.perf_counter()
+            sampler.epoch = epoch
+            train_set.epoch = epoch  # no `set_epoch`: accelerate would call it with a count that a resumption resets
+            bar = tqdm(
+                loader, f"epoch {epoch + 1}/{args.epochs}", disable=not accelerator.is_main_process, mininterval=5
+            )
+            mean_loss = _train_epoch(accelerator, model, bar, loss, optimizer, scheduler)
+            seconds += time.perf_counter() - start
+            if accelerator.is_main_process:
+                net.eval()
+                row = {"epoch": epoch + 1, "lr": scheduler.get_last_lr()[0], "train_loss": mean_loss}
+                row |= validate(net, accelerator.device) | {"seconds": round(seconds, 1)}
+                history.append(row)
+                accelerator.print({k: round(v, 4) for k, v in row.items()})
+                if row[score] == max(r[score] for r in history):
+                    save_weights(net, out / "best.safetensors")
+                _write_log(out / "log.csv", history)
+                state = {
+                    "net": net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(),
+                    "epoch": epoch + 1,
+                    "history": history,
+                    "seconds": seconds,
+                    "rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+                }
+                torch.save(state, checkpoint.with_suffix(".part"))
+                checkpoint.with_suffix(".part").replace(checkpoint)
+            accelerator.wait_for_everyone()
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted; the same command goes on after the last finished epoch.") from None
 
     result = {}
     if accelerator.is_main_process:
@@ -197,6 +191,26 @@ def fit(
         result = {"validation": best, "settings": settings, "device": str(accelerator.device), "seconds": seconds}
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _train_epoch(accelerator: Accelerator, model: nn.Module, bar: tqdm, loss: Callable, optimizer, scheduler) -> float:
+    """One pass over the loader behind `bar`; the mean loss of all processes."""
+    model.train()
+    total = torch.zeros((), device=accelerator.device)
+    for step, batch in enumerate(bar):
+        with accelerator.autocast():
+            value = loss(model, batch)
+        accelerator.backward(value)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        total += value.detach()
+        if step % 20 == 19:
+            bar.set_postfix(loss=f"{total.item() / (step + 1):.4f}")
+    mean = accelerator.reduce(total, "mean").item() / len(bar)
+    if not math.isfinite(mean):
+        raise SystemExit("The loss is no longer a number; start again in another --out with a lower --lr.")
+    return mean
 
 
 def _check_settings(path: Path, settings: dict) -> None:
