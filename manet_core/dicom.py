@@ -1,0 +1,195 @@
+"""DICOM to an array: modality LUT, VOI LUT or window, then MONOCHROME1 inverted."""
+
+import io
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+
+from .raster import MAX_BYTES, XRayError, check_size, grey
+
+# All that is read of a DICOM header; what it says of the patient is skipped, not read and forgotten.
+_PIXEL_TAGS = """
+    Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored
+    HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept
+    ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenter WindowWidth PixelData FloatPixelData
+    DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
+_PALETTE_TAGS = [
+    f"{prefix}{colour}PaletteColorLookupTable{suffix}"
+    for colour in ("Red", "Green", "Blue")
+    for prefix, suffix in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+]
+_REMARK_TAGS = ["Modality", "ViewPosition", "BodyPartExamined"]
+
+
+def looks_like_dicom(data: bytes) -> bool:
+    """The DICM marker, or (without preamble) a first element of group 0002 or 0008, in either byte order."""
+    group, element = data[:2], data[2:4]
+    little = group in (b"\x02\x00", b"\x08\x00") and element[1:] == b"\x00"
+    big = group == b"\x00\x08" and element[:1] == b"\x00"
+    return data[128:132] == b"DICM" or little or big
+
+
+def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
+    """Values (H, W) float32 of a DICOM file, lungs dark, and remarks on what its header says against a chest X-ray.
+
+    Raises:
+        XRayError: no picture, several, damaged pixels, or a size out of bounds.
+    """
+    from pydicom.pixels import apply_color_lut
+
+    dataset = _read_dataset(data)
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        if "Rows" in dataset:
+            raise XRayError("The DICOM file ends before its pixels; export or download it again.")
+        raise XRayError("The DICOM file has no picture in it; export the image itself, not a report or a directory.")
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise XRayError("The DICOM file holds several frames; export the one frontal X-ray as a file of its own.")
+    check_size(int(dataset.Rows), int(dataset.Columns))
+    try:
+        stored = _decode_pixels(dataset, data)
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            stored = apply_color_lut(stored, dataset)
+    except Exception as error:
+        raise XRayError(
+            "The DICOM file's pixels are damaged or in an unknown compression; export it again, uncompressed."
+        ) from error
+    remarks = _header_remarks(dataset)
+    if stored.ndim == 3:
+        values, colour = grey(stored)
+        return values, remarks + colour
+
+    padded = _padding(stored, dataset)
+    values = _apply_modality(stored.astype(np.float32), dataset)
+    shown = _apply_voi(values, dataset)
+    if shown.min() == shown.max() and values.min() != values.max() or not np.isfinite(shown).all():
+        shown = values
+        remarks.append("The window in the DICOM header leaves nothing to see; the full range of greys is shown.")
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        np.negative(shown, out=shown)
+    if padded is not None:
+        shown[padded] = shown.min(where=~padded, initial=np.inf)
+    return shown, remarks
+
+
+def _read_dataset(data: bytes):
+    """The header elements named above and the pixels, still encoded."""
+    from pydicom import dcmread, uid
+    from pydicom.filereader import read_dataset, read_preamble
+
+    if uid.DeflatedExplicitVRLittleEndian.encode() in data[:2048]:
+        file = io.BytesIO(data)  # inflated here once with a limit, as pydicom knows none
+        read_preamble(file, force=True)
+        read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflate.decompress(data[file.tell() :], MAX_BYTES)
+        if inflate.unconsumed_tail:
+            raise XRayError("The DICOM file is far too large once unpacked; export it again, uncompressed.")
+    tags = [*_PIXEL_TAGS, *_PALETTE_TAGS, *_REMARK_TAGS]
+    dataset = dcmread(io.BytesIO(data), force=True, specific_tags=tags)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+_DECODE_APART = """
+import io, sys, numpy, pydicom
+numpy.save(sys.stdout.buffer, pydicom.pixels.pixel_array(io.BytesIO(sys.stdin.buffer.read())))
+"""
+
+
+def _decode_pixels(dataset, data: bytes) -> np.ndarray:
+    """The stored values, (H, W) or (H, W, 3); `data` is the file.
+
+    GDCM aborts the whole process on damaged JPEG and JPEG-LS, so it runs in a
+    process of its own, and only where pydicom has no other decoder.
+    """
+    from pydicom import uid
+    from pydicom.pixels import pixel_array
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless):
+        command = [sys.executable, "-P", "-c", _DECODE_APART]
+        child = subprocess.run(command, input=data, capture_output=True, check=True, timeout=60)
+        return np.load(io.BytesIO(child.stdout))
+    by_pillow = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000Lossless, uid.JPEG2000)
+    return pixel_array(dataset, decoding_plugin="pillow" if syntax in by_pillow else "")
+
+
+def _padding(stored: np.ndarray, dataset) -> np.ndarray | None:
+    """Where the picture is padding outside the film; None where nowhere or everywhere."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None or stored.dtype.kind not in "iu":
+        return None
+    last = dataset.get("PixelPaddingRangeLimit")
+    bounds = np.array([first, first if last is None else last], np.int64).astype(stored.dtype)  # US or SS, wrapped
+    padded = (stored >= bounds.min()) & (stored <= bounds.max())
+    return padded if padded.any() and not padded.all() else None
+
+
+# pydicom's own `apply_modality_lut` and `apply_voi_lut` need several float64 copies, invert the picture where a window
+# meets a negative rescale slope, and wrap indices around in 8-bit VOI LUTs. The scale of the result is free here, as
+# it is stretched in the end.
+
+
+def _apply_modality(values: np.ndarray, dataset) -> np.ndarray:
+    """`values` (float32) through the modality LUT or rescale, in place."""
+    if dataset.get("ModalityLUTSequence"):
+        return _look_up(values, dataset.ModalityLUTSequence[0], dataset)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is not None:
+        values *= np.float32(slope)
+    if intercept is not None:
+        values += np.float32(intercept)
+    return values
+
+
+def _apply_voi(values: np.ndarray, dataset) -> np.ndarray:
+    """`values` through the first VOI LUT, or else the first window, of PS3.3 C.11.2; `values` where there is none."""
+    if dataset.get("VOILUTSequence"):
+        return _look_up(values.copy(), dataset.VOILUTSequence[0], dataset)
+    window = [dataset.get(tag) for tag in ("WindowCenter", "WindowWidth")]
+    if None in window:
+        return values
+    center, width = (float(np.ravel(numbers)[0]) for numbers in window)
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    width = max(width, 1e-3)
+    shown = (values - np.float32(center)) / np.float32(width)
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * shown))
+    return shown.clip(-0.5, 0.5, out=shown)
+
+
+def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
+    """`values`, each replaced in place by its entry in the LUT of `item`."""
+    count, first, _ = (int(number) for number in item.LUTDescriptor)
+    table = item.LUTData
+    if isinstance(table, bytes):
+        wide = len(table) >= 2 * (count or 2**16)
+        order = "<" if dataset.original_encoding[1] else ">"
+        table = np.frombuffer(table, f"{order}u2" if wide else "u1")
+    table = np.asarray(table, np.float32)[: count or 2**16]
+    if first >= 2**15 and values.max() < first:
+        first -= 2**16  # a signed number under an unsigned label
+    for row in values:
+        row[:] = table[np.clip(row - first, 0, len(table) - 1).astype(np.intp)]
+    return values
+
+
+def _header_remarks(dataset) -> list[str]:
+    """What the header says against a frontal chest radiograph, in fixed sentences."""
+    remarks = []
+    modality, view, body_part = (str(dataset.get(tag) or "").strip().upper() for tag in _REMARK_TAGS)
+    if modality and modality not in ("CR", "DX", "DR", "RG", "XR", "OT", "SC", "RF"):
+        name = modality if modality in ("CT", "MR", "US", "MG", "NM", "PT", "XA") else "another modality"
+        remarks.append(f"The DICOM header says {name}, not radiography; MANet knows chest X-rays only.")
+    if view in ("LL", "RL", "LATERAL", "LAT", "LLD", "RLD"):
+        remarks.append("The DICOM header says lateral view; MANet knows frontal views only.")
+    if body_part and not any(word in body_part for word in ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PORT")):
+        remarks.append("The DICOM header names another body part than the chest; MANet knows chest X-rays only.")
+    return remarks
