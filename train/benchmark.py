@@ -153,6 +153,7 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
+    """Measure, print, and write results/benchmark.json."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default="weights")
     p.add_argument("--backbone", default="resnet34", choices=["efficientnet_lite0", "resnet34", "resnet50"])

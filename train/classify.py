@@ -33,6 +33,7 @@ def predict(net: nn.Module, dataset: LungPictures, device: torch.device, precisi
 
 
 def main() -> None:
+    """Train one classifier from the command line."""
     p = parser(__doc__, epochs=200, optimizer="sgd", lr=0.01, weight_decay=0.0, schedule="cosine")
     p.add_argument("--model", required=True, choices=list_models())
     p.add_argument("--weights", default="weights", help="folder with the segmenter's weights")

@@ -189,6 +189,7 @@ def record(results: dict, weights: Path) -> None:
 
 
 def main() -> None:
+    """Measure, print, and write results/evaluation.json and .md."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
         "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA"

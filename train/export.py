@@ -87,6 +87,7 @@ def entry(run: Path, file: Path) -> dict:
 
 
 def main() -> None:
+    """Export one run from the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", required=True, type=Path, help="the --out folder of a finished training")
     p.add_argument("--weights", default="weights", type=Path)

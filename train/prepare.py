@@ -210,6 +210,7 @@ def _mask(parts: dict[str, Path], united: Path) -> str:
 
 
 def main() -> None:
+    """Check or make an index from the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), type=Path, help="ROOT; also MANET_DATA")
     p.add_argument("--out", required=True, type=Path, help="DIR, where index.csv goes")

@@ -31,6 +31,7 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> np.ndar
 
 
 def main() -> None:
+    """Train the segmenter from the command line."""
     p = parser(__doc__, epochs=50, optimizer="adam", lr=2e-4, weight_decay=1e-5, schedule="constant")
     p.add_argument("--width", type=int, default=32, help="channels of the first level")
     p.add_argument("--balance", action="store_true", help="draw each source in proportion to the root of its size")
