@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from manet_core import CLASSES, create_classifier, list_models
-from manet_core.weights import load_network
 
 from . import imagenet
 from .data import LungPictures, Pictures, augmentation, predicted_lungs
@@ -38,7 +37,6 @@ def main() -> None:
     p.add_argument("--model", required=True, choices=list_models())
     p.add_argument("--weights", default="weights", help="folder with the segmenter's weights")
     p.add_argument("--imagenet", action="store_true", help="start from ImageNet weights (efficientnet_lite0 only)")
-    p.add_argument("--teacher", help="a classifier in --weights whose probabilities are learnt beside the labels")
     args = p.parse_args()
     torch.manual_seed(args.seed)
 
@@ -55,17 +53,9 @@ def main() -> None:
         weights = imagenet.efficientnet_lite0()
         net.load_state_dict({k: w for k, w in weights.items() if not k.startswith("classifier.")}, strict=False)
 
-    teacher = load_network(args.weights, args.teacher) if args.teacher else None
-
     def loss(net: nn.Module, batch: tuple) -> Tensor:
         image, mask, label = batch
-        image = image.to(memory_format=torch.channels_last)
-        logits = net(image, mask).float()
-        if teacher is None:
-            return F.cross_entropy(logits, label)
-        with torch.no_grad():
-            taught = teacher.to(image.device)(image, mask).float().softmax(1)
-        return (F.cross_entropy(logits, label) + F.cross_entropy(logits, taught)) / 2  # Hinton 2015, at temperature 1
+        return F.cross_entropy(net(image.to(memory_format=torch.channels_last), mask).float(), label)
 
     def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
         probabilities = predict(net, val_set, device, args.precision)

@@ -24,7 +24,7 @@ from manet_core.lungs import predict_lungs
 from manet_core.weights import MANIFEST, load_network, read_manifest
 
 from .classify import predict
-from .data import LungPictures, Pictures, predicted_lungs
+from .data import LungPictures, Pictures, predicted_lungs, read_index
 from .segment import intersection_over_union
 
 MASK_GROUPS = {"shenzhen + montgomery": ("shenzhen", "montgomery"), "ieee8023": ("ieee8023",), "kermany": ("kermany",)}
@@ -112,7 +112,7 @@ def evaluate_classifiers(args: argparse.Namespace, entries: dict) -> dict:
 
 def evaluate_segmenter(args: argparse.Namespace, entries: dict) -> dict:
     """IoU and Dice of the cleaned masks against the annotators', by group of sources."""
-    index = Pictures(args.data, entries["resunet"]["preprocessing"]["size"], args.cache).index
+    index = read_index(args.data)
     index = index[(index.split == args.split) & (index["mask"] != "")]
     segmenter = load_network(args.weights, "resunet", "cuda" if torch.cuda.is_available() else "cpu")
     ious = []

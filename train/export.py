@@ -37,7 +37,6 @@ PAPER = {
         schedule="cosine",
         init=None,
         imagenet=False,
-        teacher=None,
     ),
 }
 
