@@ -1,9 +1,12 @@
 """The command line, as a user calls it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from manet_core.__main__ import main
@@ -51,6 +54,14 @@ def test_models_are_listed(random_weights, tmp_path, capsys):
     assert row["resnet50_cbam"].endswith("no weights")
     assert main(["models", "--weights", str(tmp_path)]) == 0
     assert "manifest.json is missing" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(random_weights):
+    command = [sys.executable, "-u", "-m", "manet_core", "models", "--weights", random_weights]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_usage_and_missing_weights_end_with_two(picture, random_weights, tmp_path, capsys):
