@@ -1,5 +1,6 @@
 """Predicted mask, cleaned mask, and what a mask says against the picture it came from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +58,12 @@ class Lungs:
 
 
 @torch.inference_mode()
-def predict_lungs(segmenter: nn.Module, picture: np.ndarray, size: int) -> Lungs:
-    """Segment one picture (H, W) in [0, 1] at the segmenter's input size (a square of side `size`)."""
+def predict_lungs(segmenter: nn.Module, pictures: Sequence[np.ndarray], size: int) -> list[Lungs]:
+    """Segment pictures (H, W) in [0, 1], of any shapes, together at the segmenter's input size (a square)."""
     device = next(segmenter.parameters()).device
-    image = torch.from_numpy(to_unit_range(resize(picture, size)))[None, None].to(device)
-    return Lungs.from_probability(segmenter(image)[0, 0].float().sigmoid().cpu().numpy())
+    images = np.stack([to_unit_range(resize(picture, size)) for picture in pictures])
+    probabilities = segmenter(torch.from_numpy(images)[:, None].to(device))[:, 0].float().sigmoid().cpu().numpy()
+    return [Lungs.from_probability(probability) for probability in probabilities]
 
 
 def mask_warnings(lungs: Lungs) -> list[str]:

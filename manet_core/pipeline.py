@@ -161,7 +161,7 @@ class Pipeline:
         for name in names:
             if name not in self.classifiers:
                 raise WeightsError(f"{name!r} is not loaded; loaded are: {', '.join(self.models) or 'none'}.")
-        segmentation = predict_lungs(self.segmenter, x.pixels, self.entries[SEGMENTER]["preprocessing"]["size"])
+        (segmentation,) = predict_lungs(self.segmenter, [x.pixels], self.entries[SEGMENTER]["preprocessing"]["size"])
         inputs = {}  # network input by size: most classifiers share one
         readings = {}
         for name in names:

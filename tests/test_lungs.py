@@ -47,7 +47,7 @@ def test_predict_lungs_scales_to_the_unit_range():
 
     spy = Spy()
     picture = np.linspace(0.2, 0.6, 40_000, dtype=np.float32).reshape(200, 200)
-    lungs = predict_lungs(spy, picture, 64)
+    (lungs,) = predict_lungs(spy, [picture], 64)
     assert spy.seen.shape == (1, 1, 64, 64)
     assert spy.seen.min() == 0 and spy.seen.max() == pytest.approx(1)
     assert lungs.probability.shape == (64, 64) and lungs.cleaned[40:].all() and not lungs.cleaned[:24].any()

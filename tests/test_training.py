@@ -67,6 +67,7 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
         "--schedule",
         "onecycle",
         "--balance",
+        0.5,
     )
     run(export, "--run", tmp_path / "seg", "--weights", weights)
     run(
@@ -162,6 +163,30 @@ def test_another_setting_in_the_same_folder_is_refused(phantoms, tmp_path):
 def test_too_few_pictures_are_explained(phantoms, tmp_path):
     with pytest.raises(SystemExit, match="fewer than --batch 64"):
         train_classifier(phantoms, tmp_path, tmp_path / "out", **{"--batch": 64})
+
+
+def test_the_cache_does_not_depend_on_how_the_folder_is_spelled(phantoms, tmp_path, monkeypatch):
+    first = Pictures(phantoms, 64, tmp_path)
+    monkeypatch.chdir(phantoms.parent)
+    assert Pictures(phantoms.name, 64, tmp_path).stem == first.stem
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet34", "resnet50"])
+def test_cbam_put_into_a_trained_network_starts_as_the_identity(name):
+    plain, cbam = create_classifier(name).eval(), create_classifier(f"{name}_cbam").eval()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+    untouched = engine.start_from(cbam, plain.state_dict())
+    assert untouched and all(".cbam." in key for key in untouched)
+    image = torch.randn(2, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(cbam(image), plain(image), rtol=1e-4, atol=1e-4)
+
+    trained = {key: torch.randn_like(tensor) for key, tensor in cbam.state_dict().items() if tensor.is_floating_point()}
+    engine.start_from(cbam, trained)  # CBAM's own weights are kept
+    assert all(torch.equal(cbam.state_dict()[key], tensor) for key, tensor in trained.items())
 
 
 def test_items_depend_on_seed_epoch_and_item_alone(phantoms, tmp_path):

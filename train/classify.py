@@ -16,7 +16,7 @@ from manet_core import CLASSES, create_classifier, list_models
 
 from . import imagenet
 from .data import LungPictures, Pictures, augmentation, predicted_lungs
-from .engine import fit, parser
+from .engine import fit, parser, start_from
 
 
 @torch.inference_mode()
@@ -51,7 +51,7 @@ def main() -> None:
         if not args.model.startswith("efficientnet_lite0"):
             p.error("--imagenet is there for efficientnet_lite0 only.")
         weights = imagenet.efficientnet_lite0()
-        net.load_state_dict({k: w for k, w in weights.items() if not k.startswith("classifier.")}, strict=False)
+        start_from(net, {name: w for name, w in weights.items() if not name.startswith("classifier.")})
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
         image, mask, label = batch

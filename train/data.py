@@ -60,7 +60,7 @@ class Pictures:
     """
 
     def __init__(self, data: str | Path, size: int, cache: str | Path = "runs/cache"):
-        self.index, self.size = read_index(data), size
+        self.index, self.size = read_index(Path(data).resolve()), size  # one cache, however the folder is spelled
         paths = "\n".join(self.index.image + "|" + self.index["mask"])
         stem = f"{hashlib.sha256(paths.encode()).hexdigest()[:12]}-{size}"
         self.folder = Path(cache)
@@ -162,9 +162,10 @@ def predicted_lungs(pictures: Pictures, weights: str | Path) -> np.ndarray:
         segmenter = load_network(weights, "resunet", device)
         part = path.with_suffix(".part")
         lungs = np.lib.format.open_memmap(part, "w+", bool, pictures.images.shape)
-        for i, image in enumerate(tqdm(pictures.images, "segmenting", unit="picture")):
-            picture = image.astype(np.float32) / 255
-            lungs[i] = predict_lungs(segmenter, picture, entry["preprocessing"]["size"]).at(pictures.size)
+        for i in tqdm(range(0, len(lungs), 64), "segmenting", unit="batch of 64"):
+            batch = pictures.images[i : i + 64].astype(np.float32) / 255
+            for k, mask in enumerate(predict_lungs(segmenter, batch, entry["preprocessing"]["size"])):
+                lungs[i + k] = mask.at(pictures.size)
         lungs.flush()
         part.rename(path)
     return np.load(path, mmap_mode="r")

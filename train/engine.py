@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from manet_core.attention import CBAM
+
 
 def parser(description: str, **defaults) -> argparse.ArgumentParser:
     """The options that both trainings have; `defaults` are the paper's own values."""
@@ -42,6 +44,9 @@ def parser(description: str, **defaults) -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: CUDA when present")
     p.add_argument("--precision", choices=["bf16", "no"], default="bf16", help="autocast type; no: float32")
+    p.add_argument(
+        "--compile", action="store_true", help="torch.compile: a minute's wait, then a fifth to a third faster"
+    )
     p.add_argument("--workers", type=int, default=0 if not torch.cuda.is_available() else 8, help="loader processes")
     p.set_defaults(**defaults)
     return p
@@ -66,12 +71,28 @@ class EpochSampler(Sampler):
         return iter(torch.multinomial(self.weights, self.length, replacement=True, generator=generator).tolist())
 
 
-def load_weights(net: nn.Module, path: str | Path) -> list[str]:
-    """Copy what fits of a .safetensors file into `net`; returns the names in `net` that stay as they were."""
-    weights, own = load_file(path), net.state_dict()
+def start_from(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """Copy the weights that fit into `net`; returns the names in `net` that stay as they were.
+
+    CBAM that is put into a network trained without it starts as the identity. Its
+    gates begin at one half each, which would weaken every block to a quarter and
+    undo what was learnt: so they begin at exactly one half, and the batch norm
+    before them is made four times as large.
+    """
+    own = net.state_dict()
     fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
     net.load_state_dict(fitting, strict=False)
-    return [name for name in own if name not in fitting]
+    untouched = [name for name in own if name not in fitting]
+    for path, block in net.named_modules():
+        if isinstance(getattr(block, "cbam", None), CBAM) and f"{path}.cbam.1.conv.weight" in untouched:
+            channel, spatial = block.cbam
+            norms = [layer for layer in block.children() if isinstance(layer, nn.BatchNorm2d)]
+            with torch.no_grad():
+                channel.mlp[-1].weight.zero_()
+                spatial.conv.weight.zero_()
+                norms[-1].weight.mul_(4)
+                norms[-1].bias.mul_(4)
+    return untouched
 
 
 def save_weights(net: nn.Module, path: Path) -> None:
@@ -112,14 +133,14 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     accelerator = Accelerator(mixed_precision=args.precision, cpu=args.device == "cpu")
-    settings = {k: v for k, v in vars(args).items() if k not in ("cache", "out", "workers", "device")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("cache", "out", "workers", "device", "compile")}
     _check_settings(out / "settings.json", settings)
 
     if args.precision == "bf16" or accelerator.device.type == "cuda":
         # On a CPU in float32 the backward pass of narrow 1×1 convolutions corrupts memory in this layout (torch 2.15).
         net = net.to(memory_format=torch.channels_last)
     if args.init:
-        untouched = load_weights(net, args.init)
+        untouched = start_from(net, load_file(args.init))
         accelerator.print(
             f"started from {args.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors"
         )
@@ -136,6 +157,8 @@ def fit(
     if len(loader) == 0:
         raise SystemExit(f"There are {len(train_set)} training pictures, fewer than --batch {args.batch}: lower it.")
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
+    if args.compile:
+        model = torch.compile(model)  # `net` shares its weights, under the names that are saved
     scheduler = _scheduler(args, optimizer, args.epochs * len(loader))
 
     checkpoint, history, first, seconds = out / "last.ckpt", [], 0, 0.0

@@ -118,7 +118,7 @@ def evaluate_segmenter(args: argparse.Namespace, entries: dict) -> dict:
     ious = []
     for image, mask in tqdm(zip(index.image, index["mask"]), "segmenting", len(index), unit="X-ray"):
         truth = np.asarray(Image.open(mask).convert("1"))
-        lungs = predict_lungs(segmenter, load_xray(image).pixels, entries["resunet"]["preprocessing"]["size"])
+        (lungs,) = predict_lungs(segmenter, [load_xray(image).pixels], entries["resunet"]["preprocessing"]["size"])
         ious.append(intersection_over_union(lungs.at(truth.shape)[None], truth[None])[0])
     index = index.assign(iou=ious)
     out = {}

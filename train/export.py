@@ -26,7 +26,7 @@ PAPER = {
         weight_decay=1e-5,
         schedule="constant",
         init=None,
-        balance=False,
+        balance=0.0,
     ),
     "classify": dict(
         size=512,

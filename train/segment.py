@@ -34,7 +34,7 @@ def main() -> None:
     """Train the segmenter from the command line."""
     p = parser(__doc__, epochs=50, optimizer="adam", lr=2e-4, weight_decay=1e-5, schedule="constant")
     p.add_argument("--width", type=int, default=32, help="channels of the first level")
-    p.add_argument("--balance", action="store_true", help="draw each source in proportion to the root of its size")
+    p.add_argument("--balance", type=float, default=0.0, help="0: each picture once; 1: each source equally often")
     args = p.parse_args()
     torch.manual_seed(args.seed)
 
@@ -60,7 +60,9 @@ def main() -> None:
         return {"iou": float(np.mean(list(per_source.values()))), **per_source}
 
     train_sources = pictures.index.source.iloc[train_rows]
-    draw = torch.tensor(train_sources.map(train_sources.value_counts() ** -0.5).tolist()) if args.balance else None
+    draw = None
+    if args.balance:
+        draw = torch.tensor(train_sources.map(train_sources.value_counts() ** -args.balance).tolist())
     fit(args, create_segmenter(width=args.width), train_set, loss, validate, score="iou", draw=draw)
 
 
