@@ -6,10 +6,15 @@ from torch import Tensor, nn
 class Classifier(nn.Module):
     """Mixin: logits = head(features), with the lung mask as an optional second input.
 
-    A backbone supplies `forward_features` and `forward_head`; one with mask
-    attention also supplies `attention_maps`. Plain and CBAM networks accept a
-    mask and ignore it, so that all have one signature.
+    A backbone supplies `forward_features`, `forward_head` and `last_block`; one
+    with mask attention also supplies `attention_maps`. Plain and CBAM networks
+    accept a mask and ignore it, so that all have one signature.
     """
+
+    @property
+    def last_block(self) -> nn.Module:
+        """The module whose output `forward_features` returns: where Grad-CAM and its relatives look."""
+        raise TypeError(f"{type(self).__name__} does not define last_block.")
 
     def attention_maps(self, mask: Tensor) -> list[Tensor]:
         """The mask pyramid, in order of depth: (B, 1, h, w) each, in [0, 1].

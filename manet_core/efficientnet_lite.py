@@ -112,6 +112,10 @@ class EfficientNetLite(Classifier):
                 fan_out = module.out_channels // module.groups * module.kernel_size[0] ** 2
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
+    @property
+    def last_block(self) -> nn.Module:
+        return self.act
+
     def pyramid(self, mask: Tensor | None) -> Iterator[Tensor] | None:
         """No maps; the `_ma` network overrides this."""
         return None

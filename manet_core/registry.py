@@ -3,12 +3,20 @@
 from torch import nn
 
 from .efficientnet_lite import efficientnet_lite
+from .inception import inception
 from .resnet import resnet
 from .resunet import ResUNet
+from .vgg import vgg
 
 CLASSES = ("Normal", "COVID-19", "Tuberculosis", "Bacterial pneumonia", "Viral pneumonia")
 
-_BACKBONES = {"efficientnet_lite0": efficientnet_lite, "resnet34": resnet, "resnet50": resnet}
+_BACKBONES = {
+    "efficientnet_lite0": efficientnet_lite,
+    "resnet34": resnet,
+    "resnet50": resnet,
+    "vgg16": vgg,
+    "inception_v3": inception,
+}
 _ATTENTIONS = ("", "ma", "cbam")
 
 

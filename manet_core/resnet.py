@@ -27,6 +27,10 @@ class ResNet(Classifier, torchvision.models.ResNet):
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             yield from layer
 
+    @property
+    def last_block(self) -> nn.Module:
+        return self.layer4[-1]
+
     def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         for block in self.blocks():

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from manet_core import create_classifier, create_segmenter, list_models
+from manet_core.registry import split_name
 
 # parameters (M), FLOPs (M) at 512×512, MA map elements: the paper's Table 3
 TABLE_3 = {
@@ -18,6 +19,10 @@ TABLE_3 = {
     "resnet50": (23.51, 21058.83, 0),
     "resnet50_ma": (23.51, 21058.98, 154_368),
     "resnet50_cbam": (26.03, 21099.81, 0),
+    "vgg16": (134.29, 80208.35, 0),
+    "vgg16_ma": (134.29, 80209.15, 806_912),
+    "inception_v3": (21.80, 17537.14, 0),
+    "inception_v3_ma": (21.80, 17537.40, 260_980),
 }
 
 
@@ -68,21 +73,22 @@ def test_efficientnet_lite0_is_light():
 def test_every_name_builds_and_answers():
     for name in list_models():
         net = create_classifier(name, num_classes=3).eval()
-        image, mask = torch.randn(2, 1, 64, 96), torch.rand(2, 1, 64, 96)
+        image, mask = torch.randn(2, 1, 96, 128), torch.rand(2, 1, 96, 128)
         with torch.inference_mode():
             features = net.forward_features(image, mask)
             logits = net.forward_head(features)
         assert logits.shape == (2, 3)
-        assert features.shape[0] == 2 and features.shape[2:] == (2, 3)
+        cells = {"vgg16": (6, 8), "inception_v3": (1, 2)}.get(split_name(name)[0], (3, 4))
+        assert features.shape[0] == 2 and features.shape[2:] == cells
         assert bool(net.attention_maps(mask)) == name.endswith("_ma")
 
 
-@pytest.mark.parametrize("name", ["resnet34", "resnet34_cbam", "efficientnet_lite0", "efficientnet_lite0_cbam"])
+@pytest.mark.parametrize("name", [name for name in list_models() if not name.endswith("_ma")])
 def test_networks_without_mask_attention_ignore_the_mask(name):
     net = create_classifier(name).eval()
-    image = torch.randn(1, 1, 64, 64)
+    image = torch.randn(1, 1, 80, 80)
     with torch.inference_mode():
-        assert torch.equal(net(image), net(image, torch.rand(1, 1, 64, 64)))
+        assert torch.equal(net(image), net(image, torch.rand(1, 1, 80, 80)))
 
 
 def test_unknown_names_and_missing_masks_are_explained():
@@ -99,22 +105,29 @@ def test_unknown_names_and_missing_masks_are_explained():
         net(torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 32, 32))
 
 
-@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+def torchvisions(name: str) -> nn.Module:
+    """The network that `name` is built on."""
+    if name == "inception_v3":
+        return torchvision.models.Inception3(5, aux_logits=False, init_weights=False)
+    return getattr(torchvision.models, {"vgg16": "vgg16_bn"}.get(name, name))(num_classes=5)
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", "vgg16", "inception_v3"])
 def test_state_dict_keys_are_torchvisions(name):
-    theirs = getattr(torchvision.models, name)(num_classes=5).state_dict().keys()
     with torch.device("meta"):
+        theirs = torchvisions(name).state_dict().keys()
         assert create_classifier(name).state_dict().keys() == theirs
         assert create_classifier(f"{name}_ma").state_dict().keys() == theirs
         extra = create_classifier(f"{name}_cbam").state_dict().keys() - theirs
-    assert extra and all(".cbam." in key for key in extra)
+    assert extra and all("cbam." in key for key in extra)
 
 
-def test_resnet_logits_equal_torchvisions():
-    ours, theirs = (
-        create_classifier("resnet50", in_channels=3).eval(),
-        torchvision.models.resnet50(num_classes=5).eval(),
-    )
-    theirs.load_state_dict(ours.state_dict())
+@pytest.mark.parametrize("name", ["resnet50", "vgg16", "inception_v3"])
+def test_logits_equal_torchvisions(name):
+    ours = create_classifier(name, in_channels=3).eval()
+    with torch.device("meta"):
+        theirs = torchvisions(name).eval()
+    theirs.load_state_dict(ours.state_dict(), assign=True)
     x = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), theirs(x))
@@ -123,22 +136,35 @@ def test_resnet_logits_equal_torchvisions():
 # --- mask attention, read slowly ------------------------------------------------------------------------------------
 
 
-def pool_slowly(mask: np.ndarray, k: int, s: int, p: int) -> np.ndarray:
-    """Average pooling of (H, W) by its definition; the padding is zeros and counts."""
-    padded = np.pad(mask, p)
-    height, width = (padded.shape[0] - k) // s + 1, (padded.shape[1] - k) // s + 1
+def pool_slowly(mask: np.ndarray, k, s: int, p) -> np.ndarray:
+    """Average pooling of (H, W) by its definition; the padding is zeros and counts. k and p: int or (y, x)."""
+    (ky, kx), (py, px) = np.broadcast_to(k, 2), np.broadcast_to(p, 2)
+    padded = np.pad(mask, ((py, py), (px, px)))
+    height, width = (padded.shape[0] - ky) // s + 1, (padded.shape[1] - kx) // s + 1
     out = np.empty((height, width))
     for y in range(height):
         for x in range(width):
-            out[y, x] = padded[y * s : y * s + k, x * s : x * s + k].mean()
+            out[y, x] = padded[y * s : y * s + ky, x * s : x * s + kx].mean()
     return out
 
 
-def geometry(name: str) -> list[tuple[int, int, int]]:
+def geometry(name: str) -> list[tuple]:
     """(kernel, stride, padding) of every layer that pools the mask, written down from the architectures' papers."""
     if name == "efficientnet_lite0_ma":
         stages = [(3, 1, 1), (3, 2, 2), (5, 2, 2), (3, 2, 3), (5, 1, 3), (5, 2, 4), (3, 1, 1)]
         return [(3, 2, 1)] + [(k, s if i == 0 else 1, k // 2) for k, s, n in stages for i in range(n)]
+    if name == "vgg16_ma":  # the last pooling lies behind the last features
+        return [layer for n in (2, 2, 3, 3, 3) for layer in [(3, 1, 1)] * n + [(2, 2, 0)]][:-1]
+    if name == "inception_v3_ma":
+        wide, high = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
+        return [
+            *[(3, 2, 0), (3, 1, 0), (3, 1, 1), (3, 2, 0), (3, 1, 0), (3, 2, 0)],  # stem
+            *[(5, 1, 2)] * 3,  # the 5×5 branch of three modules
+            *[(3, 1, 1), (3, 2, 0)],  # reduction
+            *[high, wide, high, wide] * 4,  # factorised 7×7, twice a module
+            *[wide, high, (3, 2, 0)],  # reduction
+            *[(3, 1, 1), ((1, 3), 1, (0, 1))] * 2,
+        ]
     out = [(7, 2, 3), (3, 2, 1)]
     for stage, blocks in enumerate([3, 4, 6, 3]):
         for block in range(blocks):
@@ -147,9 +173,12 @@ def geometry(name: str) -> list[tuple[int, int, int]]:
     return out
 
 
-@pytest.mark.parametrize("name", ["resnet34_ma", "resnet50_ma", "efficientnet_lite0_ma"])
+MASK_ATTENTION = [name for name in list_models() if name.endswith("_ma")]
+
+
+@pytest.mark.parametrize("name", MASK_ATTENTION)
 def test_pyramid_is_repeated_average_pooling(name, rng):
-    mask = (rng.random((64, 64)) > 0.4).astype(np.float32)
+    mask = (rng.random((96, 96)) > 0.4).astype(np.float32)
     with torch.device("meta"):
         net = create_classifier(name)
     maps = net.attention_maps(torch.from_numpy(mask)[None, None])
@@ -170,7 +199,7 @@ def settle(net: nn.Module) -> None:
     net.train()
     with torch.inference_mode():
         for _ in range(2):
-            net(torch.randn(4, 1, 64, 64).double(), (torch.rand(4, 1, 64, 64) > 0.4).double())
+            net(torch.randn(4, 1, 96, 96).double(), (torch.rand(4, 1, 96, 96) > 0.4).double())
     net.eval()
 
 
@@ -180,10 +209,11 @@ class Slow:
     def __init__(self, net: nn.Module, mask: torch.Tensor):
         self.w, self.mask = net.state_dict(), mask
 
-    def conv_bn(self, x, conv, bn, stride=1, padding=0, groups=1):
-        x = F.conv2d(x, self.w[f"{conv}.weight"], None, stride, padding, 1, groups)
+    def conv_bn(self, x, conv, bn, stride=1, padding=0, groups=1, eps=1e-5):
         w = self.w
-        return F.batch_norm(x, w[f"{bn}.running_mean"], w[f"{bn}.running_var"], w[f"{bn}.weight"], w[f"{bn}.bias"])
+        x = F.conv2d(x, w[f"{conv}.weight"], w.get(f"{conv}.bias"), stride, padding, 1, groups)
+        statistics = w[f"{bn}.running_mean"], w[f"{bn}.running_var"]
+        return F.batch_norm(x, *statistics, w[f"{bn}.weight"], w[f"{bn}.bias"], eps=eps)
 
     def pool(self, k, stride, padding):
         self.mask = F.avg_pool2d(self.mask, k, stride, padding)
@@ -209,7 +239,106 @@ class Slow:
                     x = F.relu((y + identity) * self.pool(3, 1, 1))
         return F.linear(x.mean((2, 3)), self.w["fc.weight"], self.w["fc.bias"])
 
-    def efficientnet(self, x):
+    def resnet34(self, x):
+        return self.resnet(x, bottleneck=False)
+
+    def resnet50(self, x):
+        return self.resnet(x, bottleneck=True)
+
+    def vgg16(self, x):
+        at = 0
+        for block, convolutions in enumerate((2, 2, 3, 3, 3)):
+            if block:
+                x = F.max_pool2d(x, 2)
+                self.pool(2, 2, 0)
+                at += 1
+            for _ in range(convolutions):
+                y = self.conv_bn(x, f"features.{at}", f"features.{at + 1}", 1, 1)
+                x = F.relu(y * self.pool(3, 1, 1))
+                at += 3
+        x = F.adaptive_avg_pool2d(F.max_pool2d(x, 2), 7).flatten(1)
+        for layer in (0, 3, 6):
+            x = F.linear(x, self.w[f"classifier.{layer}.weight"], self.w[f"classifier.{layer}.bias"])
+            x = F.relu(x) if layer < 6 else x
+        return x
+
+    def inception_v3(self, x):
+        def conv(x, name, stride=1, padding=0):
+            return self.conv_bn(x, f"{name}.conv", f"{name}.bn", stride, padding, eps=1e-3)
+
+        def branch(
+            x, at, *layers
+        ):  # (name, stride, padding); the module's map multiplies its last convolution before the ReLU
+            for i, (name, stride, padding) in enumerate(layers):
+                y = conv(x, f"{at}.{name}", stride, padding)
+                x = F.relu(y * self.mask if i == len(layers) - 1 else y)
+            return x
+
+        def average(x):
+            return F.avg_pool2d(x, 3, 1, 1)
+
+        x = F.relu(conv(x, "Conv2d_1a_3x3", 2) * self.pool(3, 2, 0))
+        x = F.relu(conv(x, "Conv2d_2a_3x3") * self.pool(3, 1, 0))
+        x = F.relu(conv(x, "Conv2d_2b_3x3", 1, 1) * self.pool(3, 1, 1))
+        x = F.max_pool2d(x, 3, 2)
+        self.pool(3, 2, 0)
+        x = F.relu(conv(x, "Conv2d_3b_1x1"))
+        x = F.relu(conv(x, "Conv2d_4a_3x3") * self.pool(3, 1, 0))
+        x = F.max_pool2d(x, 3, 2)
+        self.pool(3, 2, 0)
+        for at in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
+            self.pool(5, 1, 2)
+            double = [("branch3x3dbl_1", 1, 0), ("branch3x3dbl_2", 1, 1), ("branch3x3dbl_3", 1, 1)]
+            x = torch.cat([
+                branch(x, at, ("branch1x1", 1, 0)),
+                branch(x, at, ("branch5x5_1", 1, 0), ("branch5x5_2", 1, 2)),
+                branch(x, at, *double),
+                branch(average(x), at, ("branch_pool", 1, 0)),
+            ], 1)  # fmt: skip
+        self.pool(3, 1, 1), self.pool(3, 2, 0)
+        at = "Mixed_6a"
+        x = torch.cat([
+            branch(x, at, ("branch3x3", 2, 0)),
+            branch(x, at, ("branch3x3dbl_1", 1, 0), ("branch3x3dbl_2", 1, 1), ("branch3x3dbl_3", 2, 0)),
+            F.max_pool2d(x, 3, 2) * self.mask,
+        ], 1)  # fmt: skip
+        wide, high = (0, 3), (3, 0)
+        for at in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
+            for k, p in (((7, 1), high), ((1, 7), wide)) * 2:
+                self.pool(k, 1, p)
+            double = [(f"branch7x7dbl_{i}", 1, p) for i, p in enumerate((0, high, wide, high, wide), 1)]
+            x = torch.cat([
+                branch(x, at, ("branch1x1", 1, 0)),
+                branch(x, at, ("branch7x7_1", 1, 0), ("branch7x7_2", 1, wide), ("branch7x7_3", 1, high)),
+                branch(x, at, *double),
+                branch(average(x), at, ("branch_pool", 1, 0)),
+            ], 1)  # fmt: skip
+        self.pool((1, 7), 1, wide), self.pool((7, 1), 1, high), self.pool(3, 2, 0)
+        at = "Mixed_7a"
+        last = [
+            ("branch7x7x3_1", 1, 0),
+            ("branch7x7x3_2", 1, wide),
+            ("branch7x7x3_3", 1, high),
+            ("branch7x7x3_4", 2, 0),
+        ]
+        x = torch.cat([
+            branch(x, at, ("branch3x3_1", 1, 0), ("branch3x3_2", 2, 0)),
+            branch(x, at, *last),
+            F.max_pool2d(x, 3, 2) * self.mask,
+        ], 1)  # fmt: skip
+        wide, high = (0, 1), (1, 0)
+        for at in ("Mixed_7b", "Mixed_7c"):
+            self.pool(3, 1, 1), self.pool((1, 3), 1, wide)
+            single, double = [("branch3x3_1", 1, 0)], [("branch3x3dbl_1", 1, 0), ("branch3x3dbl_2", 1, 1)]
+            x = torch.cat([
+                branch(x, at, ("branch1x1", 1, 0)),
+                *(branch(x, at, *single, (f"branch3x3_2{s}", 1, p)) for s, p in (("a", wide), ("b", high))),
+                *(branch(x, at, *double, (f"branch3x3dbl_3{s}", 1, p)) for s, p in (("a", wide), ("b", high))),
+                branch(average(x), at, ("branch_pool", 1, 0)),
+            ], 1)  # fmt: skip
+        return F.linear(x.mean((2, 3)), self.w["fc.weight"], self.w["fc.bias"])
+
+    def efficientnet_lite0(self, x):
         x = F.relu6(self.conv_bn(x, "conv_stem", "bn1", 2, 1) * self.pool(3, 2, 1))
         stages = [(3, 1, 1), (3, 2, 2), (5, 2, 2), (3, 2, 3), (5, 1, 3), (5, 2, 4), (3, 1, 1)]
         for stage, (k, first_stride, blocks) in enumerate(stages):
@@ -226,17 +355,18 @@ class Slow:
         return F.linear(x.mean((2, 3)), self.w["classifier.weight"], self.w["classifier.bias"])
 
 
-@pytest.mark.parametrize("name", ["resnet34_ma", "resnet50_ma", "efficientnet_lite0_ma"])
+@pytest.mark.parametrize("name", MASK_ATTENTION)
 def test_mask_attention_is_the_papers_equation(name):
     torch.manual_seed(0)
     net = create_classifier(name).double()  # in float64, to tell a wrong place from rounding
     settle(net)
-    image, mask = torch.randn(2, 1, 64, 64).double(), (torch.rand(2, 1, 64, 64) > 0.4).double()
+    image, mask = torch.randn(2, 1, 96, 96).double(), (torch.rand(2, 1, 96, 96) > 0.4).double()
     slow = Slow(net, mask)
     with torch.inference_mode():
-        expected = slow.efficientnet(image) if name.startswith("eff") else slow.resnet(image, "50" in name)
-        torch.testing.assert_close(net(image, mask), expected, rtol=1e-9, atol=1e-9)
-        assert (net(image, mask) - net(image, torch.ones_like(mask))).abs().max() > 1e-3
+        expected = getattr(slow, name.removesuffix("_ma"))(image)
+        logits = net(image, mask)
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+        assert (logits - net(image, torch.ones_like(mask))).abs().max() > 1e-3 * logits.abs().max()
 
 
 def test_a_full_mask_changes_only_the_border():

@@ -56,11 +56,6 @@ class BindMask(nn.Module):
         return self.net(image, self.mask)
 
 
-def last_block(net: nn.Module) -> nn.Module:
-    """The module whose output `net.forward_features` returns: what pytorch-grad-cam calls a target layer."""
-    return net.layer4[-1] if hasattr(net, "layer4") else net.act
-
-
 def benchmark_pipeline(weights: str, backbone: str, runs: int) -> dict:
     """One X-ray through mask, trio and fifteen heatmaps, against bare forward passes and against pytorch-grad-cam."""
     from pytorch_grad_cam import GradCAM
@@ -91,7 +86,7 @@ def benchmark_pipeline(weights: str, backbone: str, runs: int) -> dict:
         with torch.inference_mode():
             pipe.segmenter(picture)
         for net in pipe.classifiers.values():
-            with GradCAM(BindMask(net, mask), [last_block(net)]) as cam:
+            with GradCAM(BindMask(net, mask), [net.last_block]) as cam:
                 for k in range(5):
                     cam(image.clone().requires_grad_(), [ClassifierOutputTarget(k)])
 

@@ -1,0 +1,72 @@
+"""VGG-16 with batch norm (Simonyan & Zisserman 2015): plain, with mask attention, with CBAM.
+
+torchvision's VGG, subclassed, so that its state-dict keys stay valid here.
+"""
+
+from collections.abc import Iterator
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.vgg import cfgs, make_layers
+
+from .attention import CBAM, attend, pool_like
+from .classifier import Classifier, MaskAttentionClassifier
+
+
+class VGG(Classifier, torchvision.models.VGG):
+    """VGG-16 on one-channel images; `attention` is "" or "cbam" (once a block, after its last BN)."""
+
+    def __init__(self, attention: str, num_classes: int, in_channels: int):
+        torchvision.models.VGG.__init__(self, make_layers(cfgs["D"], batch_norm=True), num_classes=num_classes)
+        if in_channels != 3:
+            self.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
+            nn.init.kaiming_normal_(self.features[0].weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(self.features[0].bias)
+        self.cbam = nn.ModuleDict()  # by the position of the batch norm before it
+        if attention == "cbam":
+            ends = [i - 2 for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+            self.cbam.update({str(i): CBAM(self.features[i].num_features) for i in ends})
+
+    @property
+    def last_block(self) -> nn.Module:
+        return self.features[-2]
+
+    def pyramid(self, mask: Tensor | None) -> Iterator[Tensor] | None:
+        """No maps; the `_ma` network overrides this."""
+        return None
+
+    def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features (B, 512, H/16, W/16) of the last convolution, after its ReLU and before the last pooling."""
+        maps, x = self.pyramid(mask), image
+        for i, layer in enumerate(self.features[:-1]):
+            x = layer(x)
+            if isinstance(layer, nn.BatchNorm2d):
+                x = attend(x, maps)
+            elif isinstance(layer, nn.MaxPool2d) and maps is not None:
+                next(maps)  # the pooling layer pools the map; there is nothing to multiply
+            if str(i) in self.cbam:
+                x = self.cbam[str(i)](x)
+        return x
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.classifier(self.avgpool(self.features[-1](features)).flatten(1))
+
+    forward = Classifier.forward
+
+
+class MaskVGG(MaskAttentionClassifier, VGG):
+    """VGG-16 with mask attention after every batch norm."""
+
+    def attention_maps(self, mask: Tensor) -> list[Tensor]:
+        maps = [mask]
+        for layer in self.features[:-1]:
+            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+                maps.append(pool_like(layer, maps[-1]))
+        return maps[1:]
+
+
+def vgg(backbone: str, attention: str, num_classes: int, in_channels: int) -> VGG:
+    """Build "vgg16" with `attention` "", "ma" or "cbam"."""
+    if attention == "ma":
+        return MaskVGG("", num_classes, in_channels)
+    return VGG(attention, num_classes, in_channels)
