@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from manet_core import CLASSES, Pipeline, create_classifier, load_xray
 from manet_core.phantom import phantom, phantom_mask
 from train import classify, engine, evaluate, export, segment
-from train.data import COLUMNS, LungPictures, Pictures, augmentation, read_index
+from train.data import COLUMNS, LungPictures, Pictures, augmentation, read_index, split_by_image
 from train.segment import dice_loss, intersection_over_union
 
 
@@ -232,6 +232,18 @@ def test_augmentation_ranges_are_the_papers():
 def test_patients_do_not_cross_splits(index):
     splits = index.groupby("patient").split.nunique()
     assert (splits == 1).all()
+
+
+def test_the_split_by_image_is_8_1_1_of_each_class_and_touches_nothing_else(index):
+    drawn = split_by_image(index)
+    assert drawn.drop(columns="split").equals(index.drop(columns="split"))
+    assert drawn.split.equals(split_by_image(index).split)
+    ours = index.split.isin(["train", "val", "test"]) & index.label.isin(CLASSES)
+    assert drawn.split[~ours].equals(index.split[~ours])
+    for _, splits in drawn[ours].groupby("label").split:
+        shares = splits.value_counts(normalize=True)
+        assert abs(shares["train"] - 0.8) < 0.01 and abs(shares["test"] - 0.1) < 0.01
+    assert (drawn[ours].groupby("patient").split.nunique() > 1).any(), "which is what is wrong with it"
 
 
 def test_missing_index_is_explained(tmp_path):

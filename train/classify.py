@@ -5,6 +5,8 @@ The paper's recipe, on a GPU:
 What was done for the shipped weights: see weights/MODEL_CARD.md.
 """
 
+import argparse
+
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, f1_score
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader
 from manet_core import CLASSES, create_classifier, list_models
 
 from . import imagenet
-from .data import LungPictures, Pictures, augmentation, predicted_lungs
+from .data import LungPictures, Pictures, augmentation, predicted_lungs, split_by_image
 from .engine import fit, parser, start_from
 
 
@@ -31,27 +33,33 @@ def predict(net: nn.Module, dataset: LungPictures, device: torch.device, precisi
     return np.concatenate(out)
 
 
-def main() -> None:
-    """Train one classifier from the command line."""
-    p = parser(__doc__, epochs=200, optimizer="sgd", lr=0.01, weight_decay=0.0, schedule="cosine")
-    p.add_argument("--model", required=True, choices=list_models())
+def options(description: str) -> argparse.ArgumentParser:
+    """The options of a classifier's training; `train.paper` has them too."""
+    p = parser(description, epochs=200, optimizer="sgd", lr=0.01, weight_decay=0.0, schedule="cosine")
     p.add_argument("--weights", default="weights", help="folder with the segmenter's weights")
     p.add_argument("--imagenet", action="store_true", help="start from ImageNet weights (efficientnet_lite0 only)")
-    args = p.parse_args()
-    torch.manual_seed(args.seed)
+    return p
 
+
+def lung_pictures(args: argparse.Namespace, split: str, augment=None) -> LungPictures:
+    """The classification data set of one split ("train", "val", "test") at `args.size`."""
     pictures = Pictures(args.data, args.size, args.cache)
-    lungs = predicted_lungs(pictures, args.weights)
-    train_rows, val_rows = (pictures.rows(split, labelled=True) for split in ("train", "val"))
-    train_set = LungPictures("classify", pictures, train_rows, lungs, augmentation(30, True), args.seed)
-    val_set = LungPictures("classify", pictures, val_rows, lungs)
+    if args.split == "image":
+        pictures.index = split_by_image(pictures.index)
+    rows = pictures.rows(split, labelled=True)
+    return LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights), augment, args.seed)
 
+
+def train(args: argparse.Namespace) -> dict:
+    """Train `args.model` as `args` say; what `fit` returns and leaves in `args.out`."""
+    torch.manual_seed(args.seed)
     net = create_classifier(args.model)
     if args.imagenet:
         if not args.model.startswith("efficientnet_lite0"):
-            p.error("--imagenet is there for efficientnet_lite0 only.")
+            raise SystemExit("--imagenet is there for efficientnet_lite0 only.")
         weights = imagenet.efficientnet_lite0()
         start_from(net, {name: w for name, w in weights.items() if not name.startswith("classifier.")})
+    train_set, val_set = lung_pictures(args, "train", augmentation(30, True)), lung_pictures(args, "val")
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
         image, mask, label = batch
@@ -69,7 +77,17 @@ def main() -> None:
             ),
         }
 
-    fit(args, net, train_set, loss, validate, score="accuracy")
+    return fit(args, net, train_set, loss, validate, score="accuracy")
+
+
+def main() -> None:
+    """Train one classifier from the command line."""
+    p = options(__doc__)
+    p.add_argument("--model", required=True, choices=list_models())
+    p.add_argument(
+        "--split", choices=["patient", "image"], default="patient", help="what is kept apart; see train.paper"
+    )
+    train(p.parse_args())
 
 
 if __name__ == "__main__":

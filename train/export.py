@@ -96,6 +96,10 @@ def main() -> None:
     args.weights.mkdir(exist_ok=True)
 
     settings = json.loads((args.run / "result.json").read_text())["settings"]
+    if settings.get("split") == "image":
+        raise SystemExit(
+            f"{args.run} was trained on a split by image, with test patients in it: it is not to be shipped."
+        )
     name = settings.get("model", "resunet")
     file = args.weights / f"{name}.safetensors"
     # Running statistics stay float32: they are few, and a tiny variance would be lost in fp16.
