@@ -2,14 +2,18 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import save_file
 
 from manet_core import CLASSES, create_classifier, create_segmenter
+from manet_core.phantom import phantom, phantom_mask
 from manet_core.weights import sha256
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +64,42 @@ def random_weights(tmp_path_factory) -> Path:
         }
     (folder / "manifest.json").write_text(json.dumps({"models": models}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """A data root of 30 phantoms: class 0 clear, class 3 with an opacity; 16 train, 6 val, 8 test."""
+    from train.data import COLUMNS
+
+    root = tmp_path_factory.mktemp("phantoms")
+    rows = [",".join(COLUMNS)]
+    for i in range(30):
+        sick = i % 2
+        image, mask = root / f"{i}.png", root / f"{i}-mask.png"
+        Image.fromarray((phantom(96, i, opacity=float(sick)).pixels * 255).astype(np.uint8)).save(image)
+        Image.fromarray(phantom_mask(96, i)).save(mask)
+        split = "train" if i < 16 else "val" if i < 22 else "test"
+        rows.append(f"{image.name},{mask.name},{CLASSES[3 * sick]},{'shenzhen' if i % 3 else 'kermany'},p{i},{split}")
+    (root / "index.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Call a verb's main with arguments, in a scratch cache."""
+
+    def call(verb, *arguments):
+        monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+        verb.main()
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps the first call's precision for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from manet_core import create_classifier, create_segmenter, list_models
 from manet_core.registry import split_name
+from train.complexity import count_parameters, table_3
 
 # parameters (M), FLOPs (M) at 512×512, MA map elements: the paper's Table 3
 TABLE_3 = {
@@ -26,48 +27,20 @@ TABLE_3 = {
 }
 
 
-def count_flops(net: nn.Module, size: int) -> float:
-    """The paper's counting: multiply-accumulates of convolutions and linear layers, 2 a BN element, pooling."""
-    total = 0
-
-    def add(module, inputs, output):
-        nonlocal total
-        x = inputs[0]
-        if isinstance(module, nn.Conv2d):
-            per_output = module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
-            total += output.numel() * (per_output + (module.bias is not None))
-        elif isinstance(module, nn.BatchNorm2d):
-            total += 2 * output.numel()
-        elif isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
-        elif isinstance(module, nn.AdaptiveAvgPool2d):
-            window = (x.shape[-2] // output.shape[-2]) * (x.shape[-1] // output.shape[-1])
-            total += output.numel() * (window + 1)
-
-    handles = [module.register_forward_hook(add) for module in net.modules()]
-    mask = torch.zeros(1, 1, size, size, device="meta")
-    net(torch.zeros(1, 1, size, size, device="meta"), mask)
-    for handle in handles:
-        handle.remove()
-    return total + sum(m.numel() for m in net.attention_maps(mask))
-
-
 @pytest.mark.parametrize("name", TABLE_3)
 def test_table_3(name):
-    with torch.device("meta"):
-        net = create_classifier(name).eval()
     parameters, flops, elements = TABLE_3[name]
-    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == parameters
-    assert count_flops(net, 512) / 1e6 == pytest.approx(flops, abs=0.01)
-    assert sum(m.numel() for m in net.attention_maps(torch.zeros(1, 1, 512, 512))) == elements
+    counted = table_3(name)
+    assert round(counted["parameters"] / 1e6, 2) == parameters
+    assert counted["flops"] / 1e6 == pytest.approx(flops, abs=0.01)
+    assert counted["map_elements"] == elements
 
 
 def test_efficientnet_lite0_is_light():
     with torch.device("meta"):
         net = create_classifier("efficientnet_lite0", num_classes=1000, in_channels=3)
-        one = create_classifier("efficientnet_lite0_ma").eval()
-    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == 4.65
-    assert 0.35e9 < count_flops(one, 224) < 0.45e9
+    assert round(count_parameters(net) / 1e6, 2) == 4.65
+    assert 0.35e9 < table_3("efficientnet_lite0_ma", 224)["flops"] < 0.45e9
 
 
 def test_every_name_builds_and_answers():

@@ -1,50 +1,18 @@
 """prepare → segment → export → classify → export → evaluate on a few phantoms, and what must hold on the way."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from torch.utils.data import DataLoader
 
 from manet_core import CLASSES, Pipeline, create_classifier, load_xray
-from manet_core.phantom import phantom, phantom_mask
 from train import classify, engine, evaluate, export, segment
-from train.data import COLUMNS, LungPictures, Pictures, augmentation, read_index, split_by_image
+from train.data import LungPictures, Pictures, augmentation, read_index, split_by_image
 from train.segment import dice_loss, intersection_over_union
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    """A data root of 30 phantoms: class 0 clear, class 3 with an opacity; 16 train, 6 val, 8 test."""
-    root = tmp_path_factory.mktemp("phantoms")
-    rows = [",".join(COLUMNS)]
-    for i in range(30):
-        sick = i % 2
-        image, mask = root / f"{i}.png", root / f"{i}-mask.png"
-        Image.fromarray((phantom(96, i, opacity=float(sick)).pixels * 255).astype(np.uint8)).save(image)
-        Image.fromarray(phantom_mask(96, i)).save(mask)
-        split = "train" if i < 16 else "val" if i < 22 else "test"
-        rows.append(f"{image.name},{mask.name},{CLASSES[3 * sick]},{'shenzhen' if i % 3 else 'kermany'},p{i},{split}")
-    (root / "index.csv").write_text("\n".join(rows) + "\n")
-    return root
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Call a verb's main with arguments, in a scratch cache."""
-
-    def call(verb, *arguments):
-        monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
-        verb.main()
-
-    return call
-
 
 SMALL = ["--size", 64, "--batch", 8, "--device", "cpu", "--workers", 0]
 
@@ -104,13 +72,6 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
         t.dtype for k, t in load_file(weights / "resunet.safetensors").items() if "running" not in k and "num_" not in k
     }
     assert dtypes == {torch.float16}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps the first call's precision for the whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def settings(out, **changes):

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -110,32 +111,38 @@ def evaluate_classifiers(args: argparse.Namespace, entries: dict) -> dict:
     return out
 
 
-def evaluate_segmenter(args: argparse.Namespace, entries: dict) -> dict:
-    """IoU and Dice of the cleaned masks against the annotators', by group of sources."""
-    index = read_index(args.data)
-    index = index[(index.split == args.split) & (index["mask"] != "")]
-    segmenter = load_network(args.weights, "resunet", "cuda" if torch.cuda.is_available() else "cpu")
+def measure_masks(data: str | Path, weights: str | Path, split: str) -> pd.DataFrame:
+    """The rows of `split` that have a mask, with "iou": of the cleaned mask, on the X-ray's own pixels."""
+    index = read_index(data)
+    index = index[(index.split == split) & (index["mask"] != "")]
+    size = read_manifest(weights)["resunet"]["preprocessing"]["size"]
+    segmenter = load_network(weights, "resunet", "cuda" if torch.cuda.is_available() else "cpu")
     ious = []
     for image, mask in tqdm(zip(index.image, index["mask"]), "segmenting", len(index), unit="X-ray"):
         truth = np.asarray(Image.open(mask).convert("1"))
-        (lungs,) = predict_lungs(segmenter, [load_xray(image).pixels], entries["resunet"]["preprocessing"]["size"])
+        (lungs,) = predict_lungs(segmenter, [load_xray(image).pixels], size)
         ious.append(intersection_over_union(lungs.at(truth.shape)[None], truth[None])[0])
-    index = index.assign(iou=ious)
-    out = {}
-    for group, sources in MASK_GROUPS.items():
-        rows = index[index.source.isin(sources)]
-        if rows.empty:
-            continue
-        weights = bootstrap_weights(rows.patient.to_numpy())
-        iou = rows.iou.to_numpy()
-        dice = 2 * iou / (1 + iou)
-        out[group] = {
-            "n": len(rows),
-            "patients": rows.patient.nunique(),
-            "iou": interval(iou.mean(), weights @ iou / weights.sum(1)),
-            "dice": interval(dice.mean(), weights @ dice / weights.sum(1)),
-        }
-    return out
+    return index.assign(iou=ious)
+
+
+def read_masks(rows: pd.DataFrame) -> dict:
+    """n, patients, IoU and Dice of the rows that `measure_masks` returned, or of a part of them."""
+    weights = bootstrap_weights(rows.patient.to_numpy())
+    iou = rows.iou.to_numpy()
+    dice = 2 * iou / (1 + iou)
+    return {
+        "n": len(rows),
+        "patients": rows.patient.nunique(),
+        "iou": interval(iou.mean(), weights @ iou / weights.sum(1)),
+        "dice": interval(dice.mean(), weights @ dice / weights.sum(1)),
+    }
+
+
+def evaluate_segmenter(args: argparse.Namespace) -> dict:
+    """IoU and Dice of the cleaned masks against the annotators', by group of sources."""
+    index = measure_masks(args.data, args.weights, args.split)
+    groups = {group: index[index.source.isin(sources)] for group, sources in MASK_GROUPS.items()}
+    return {group: read_masks(rows) for group, rows in groups.items() if len(rows)}
 
 
 def percent(figure: dict[str, float]) -> str:
@@ -203,7 +210,7 @@ def main() -> None:
     entries = read_manifest(args.weights)
     results = {
         "split": args.split,
-        "segmentation": evaluate_segmenter(args, entries),
+        "segmentation": evaluate_segmenter(args),
         "classification": evaluate_classifiers(args, entries),
     }
     args.out.mkdir(parents=True, exist_ok=True)

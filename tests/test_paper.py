@@ -1,0 +1,162 @@
+"""The paper's experiment on phantoms, and its tables and verdicts on runs whose answer is known."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from manet_core import CLASSES
+from train import paper, tables
+
+RECIPE = dict.fromkeys(tables.RECIPE) | dict(epochs=8, size=224, lr=0.01, weight_decay=0.0)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return tmp_path_factory.mktemp("experiment")
+
+
+def options(phantoms, random_weights, out, cache, *more):
+    small = [
+        "--size",
+        64,
+        "--batch",
+        8,
+        "--epochs",
+        2,
+        "--lr",
+        0.001,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+        "--repeats",
+        1,
+    ]
+    models = ["--models", "efficientnet_lite0", "efficientnet_lite0_ma"]
+    return ["--data", phantoms, "--weights", random_weights, "--out", out, "--cache", cache, *small, *models, *more]
+
+
+def test_the_whole_experiment(phantoms, random_weights, experiment, run, capsys):
+    """Trains what is missing, skips what is finished, and writes every table and figure."""
+    out, cache, record = experiment / "paper", experiment / "cache", experiment / "record"
+    arguments = options(phantoms, random_weights, out, cache, "--trials", 2, "--record", record)
+    run(paper, *arguments)
+    results = json.loads((out / "results.json").read_text())
+    page = (out / "tables.md").read_text()
+    for split in ("patient", "image"):
+        models = results["splits"][split]["models"]
+        assert list(models) == ["efficientnet_lite0", "efficientnet_lite0_ma"]
+        assert all(len(m["accuracy"]) == 2 and m["complete"] for m in models.values())
+    assert results["splits"]["patient"]["patients_in_train_and_test"] == 0
+    for title in ("Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Lung masks", "Fig. 10", "claims"):
+        assert title in page
+    assert "2 of 2" in page and "split by image − split by patient" in page
+    assert {path.name for path in record.iterdir()} == {"results.json", "tables.md", "fig10.png"}, "no X-ray among them"
+    assert (out / "fig9-efficientnet_lite0-patient.png").exists()
+
+    weights = sorted(out.glob("*/*/*/best.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    assert len(weights) == 8
+    capsys.readouterr()
+    run(paper, *arguments)
+    assert "8 of 8 trainings are finished" in capsys.readouterr().out
+    assert [path.stat().st_mtime_ns for path in weights] == before
+
+
+def test_side_by_side_ends_with_the_same_weights(phantoms, random_weights, experiment, run):
+    """Two trainings at once, each in its process, equal the same trainings one after another."""
+    out = experiment / "jobs"
+    run(
+        paper,
+        *options(phantoms, random_weights, out, experiment / "cache", "--trials", 1, "--split", "patient", "--jobs", 2),
+    )
+    for model in ("efficientnet_lite0", "efficientnet_lite0_ma"):
+        file = f"patient/{model}/0/best.safetensors"
+        ours, theirs = load_file(out / file), load_file(experiment / "paper" / file)
+        assert all((ours[key] == theirs[key]).all() for key in theirs), model
+
+
+def test_an_empty_folder_has_nothing_to_report(phantoms, random_weights, tmp_path, run):
+    with pytest.raises(SystemExit, match="no finished training"):
+        run(paper, *options(phantoms, random_weights, tmp_path, tmp_path, "--report"))
+
+
+def make_run(model, trial, right, curve, pictures=400):
+    """A run that is right on the first `right` of 400 X-rays."""
+    labels = np.arange(pictures) % 5
+    called = np.where(np.arange(pictures) < right, labels, (labels + 1) % 5)
+    return {
+        "split": "patient",
+        "model": model,
+        "trial": trial,
+        "labels": labels,
+        "probabilities": np.eye(5)[called],
+        "patients": np.arange(pictures),
+        "history": pd.DataFrame({"accuracy": curve}),
+        "recipe": RECIPE,
+    }
+
+
+CALM = np.array([0.5, 0.6, 0.7, 0.78, 0.80, 0.82, 0.83, 0.84])
+WILD = np.array([0.2, 0.4, 0.5, 0.78, 0.60, 0.85, 0.55, 0.84])
+
+
+def summary(runs):
+    index = pd.DataFrame({"label": CLASSES, "split": "test", "patient": list("abcde"), "source": "kermany"})
+    results = tables.summarise(runs, {"patient": index}, trials=3)
+    results["costs"] = {"resnet34_ma": {"training_step_ratio": 1.05}}
+    return results | {"verdicts": tables.verdicts(results)}
+
+
+def judged(runs):
+    return {v["claim"]: v["verdict"] for v in summary(runs)["verdicts"]}
+
+
+def test_verdicts_follow_the_runs():
+    trials = range(3)
+    plain = [make_run("resnet34", t, 300, WILD) for t in trials]
+    ma = [make_run("resnet34_ma", t, 330, CALM) for t in trials]
+    cbam = [make_run("resnet34_cbam", t, 280, WILD) for t in trials]
+    assert judged(plain + ma + cbam) == {
+        "MA beats plain": "supported",
+        "MA trains more stably than plain": "supported",
+        "MA converges faster than CBAM": "supported",
+        "CBAM does not beat plain": "supported",
+        "MA costs little": "supported",
+    }
+    swapped = [make_run("resnet34", t, 330, CALM) for t in trials]
+    swapped += [make_run("resnet34_ma", t, 300, WILD) for t in trials]
+    swapped += [make_run("resnet34_cbam", t, 350, CALM) for t in trials]
+    assert judged(swapped) == {
+        "MA beats plain": "contradicted",
+        "MA trains more stably than plain": "contradicted",
+        "MA converges faster than CBAM": "contradicted",
+        "CBAM does not beat plain": "contradicted",
+        "MA costs little": "supported",
+    }
+    alike = [make_run(name, t, 300 + t, CALM) for t in trials for name in ("resnet34", "resnet34_ma", "resnet34_cbam")]
+    assert judged(alike)["MA beats plain"] == "not supported here"
+    assert judged(plain[:1])["MA beats plain"] == "not enough runs"
+
+
+def test_differences_are_paired_by_trial_and_keep_their_counts():
+    runs = [
+        make_run("resnet34", 0, 300, CALM),
+        make_run("resnet34_ma", 0, 320, CALM),
+        make_run("resnet34_ma", 1, 0, CALM),
+    ]
+    m = summary(runs)["splits"]["patient"]["models"]["resnet34_ma"]
+    assert m["minus_plain"]["value"] == pytest.approx(20 / 400) and m["minus_plain"]["trials"] == 1
+    low, high = m["minus_plain"]["low"], m["minus_plain"]["high"]
+    half = 1.96 * np.sqrt(0.05 * 0.95 / 400)
+    assert low == pytest.approx(0.05 - half, abs=0.006) and high == pytest.approx(0.05 + half, abs=0.006)
+    assert not m["complete"] and m["accuracy"] == {"0": 0.8, "1": 0.0}
+
+
+def test_measures_of_a_curve_by_hand():
+    assert tables.fluctuation(np.array([0, 0, 0, 0.1, 0.3, 0.2])) == pytest.approx(np.std([0.2, -0.1]))
+    assert np.isnan(tables.fluctuation(np.ones(5)))
+    assert tables.epochs_to(np.array([0.1, 0.5, 0.4, 0.9]), 0.5) == 2

@@ -1,0 +1,81 @@
+"""The paper's figures 9 and 10."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+
+from manet_core import CLASSES, create_classifier
+from manet_core.gradcam import grad_cam, scale_maps
+from manet_core.registry import split_name
+from manet_core.report import COLOUR_MAP
+
+from .classify import lung_pictures
+
+STYLES = {"": "-", "ma": "--", "cbam": ":"}
+
+
+def validation_curves(runs: list[dict], path: Path) -> None:
+    """Fig. 10: validation accuracy by epoch, mean of the trials; a colour a backbone, a dash an attention."""
+    splits = list(dict.fromkeys(run["split"] for run in runs))
+    figure = Figure(figsize=(7 * len(splits), 4.5), layout="constrained")
+    backbones = list(dict.fromkeys(split_name(run["model"])[0] for run in runs))
+    for axes, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits):
+        for model in dict.fromkeys(run["model"] for run in runs if run["split"] == split):
+            curves = [r["history"].accuracy.to_numpy() for r in runs if (r["split"], r["model"]) == (split, model)]
+            length = min(len(curve) for curve in curves)
+            backbone, attention = split_name(model)
+            colour = colormaps["tab10"](backbones.index(backbone))
+            mean = 100 * np.mean([curve[:length] for curve in curves], axis=0)
+            axes.plot(range(1, length + 1), mean, STYLES[attention], color=colour, label=f"{model} (n = {len(curves)})")
+        axes.set(xlabel="epoch", ylabel="validation accuracy, %", title=f"split by {split}")
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def heatmaps(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
+    """Fig. 9: Grad-CAM for the true class, one test X-ray a class, a row for each attention of a backbone.
+
+    The best trial of each network, on the split by patient where there is one. These show X-rays.
+    """
+    for split in ("patient", "image"):
+        for backbone in dict.fromkeys(split_name(run["model"])[0] for run in runs if run["split"] == split):
+            trained = [run for run in runs if run["split"] == split and split_name(run["model"])[0] == backbone]
+            best = {}
+            for run in sorted(trained, key=lambda run: (run["probabilities"].argmax(1) == run["labels"]).mean()):
+                best[run["model"]] = run
+            yield _heatmap_grid(args, split, backbone, [best[name] for name in sorted(best)])
+
+
+def _heatmap_grid(args: argparse.Namespace, split: str, backbone: str, runs: list[dict]) -> Path:
+    size = runs[0]["size"]
+    dataset = lung_pictures(argparse.Namespace(**vars(args) | dict(split=split, size=size, seed=0)), "test")
+    items = {k: int(np.flatnonzero(dataset.labels == k)[0]) for k in range(len(CLASSES)) if (dataset.labels == k).any()}
+    figure = Figure(figsize=(2.4 * len(items), 2.5 * (len(runs) + 1)), layout="constrained")
+    grid = figure.subplots(len(runs) + 1, len(items), squeeze=False)
+    for column, (label, item) in enumerate(items.items()):
+        grid[0, column].imshow(dataset.pictures.images[dataset.rows[item]], cmap="gray")
+        grid[0, column].set_title(CLASSES[label], fontsize=9)
+    for row, run in zip(grid[1:], runs):
+        net = create_classifier(run["model"]).eval()
+        net.load_state_dict(load_file(run["folder"] / "best.safetensors"))
+        for axes, (label, item) in zip(row, items.items()):
+            image, mask, _ = dataset[item]
+            with torch.inference_mode():
+                features = net.forward_features(image[None], mask[None])
+            _, maps = grad_cam(net, features)
+            axes.imshow(image[0], cmap="gray")
+            axes.imshow(scale_maps(maps, size)[label], cmap=COLOUR_MAP, alpha=0.45)
+            probabilities = run["probabilities"][item]
+            axes.set_title(f"{run['model']}: {probabilities[label]:.0%}", fontsize=8)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    path = args.out / f"fig9-{backbone}-{split}.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,188 @@
+"""The paper's experiment: every network, three trials, every table and figure (MANet, section 4).
+
+    python -m train.paper --data DATA --out runs/paper
+
+trains what is missing below --out, goes on with what was interrupted, skips
+what is finished, and then writes tables.md, results.json, fig10.png (validation
+curves) and fig9-*.png (heatmaps; they show X-rays, so keep them private). Each
+run is a folder SPLIT/MODEL/TRIAL of `train.classify`; the trial is its seed. A
+finished run may also have been trained by hand: the tables name its recipe.
+
+The defaults are the paper's recipe and its ten networks, under both splits:
+sixty trainings of 200 epochs, meant for several GPUs. Shorter:
+
+    python -m train.paper --data DATA --out runs/short --models resnet34 resnet34_ma \\
+        --split patient --trials 1 --epochs 10 --optimizer adamw --lr 1e-3 --schedule onecycle
+
+`--report` trains nothing and writes what can be said so far.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from manet_core import create_classifier, list_models
+
+from . import classify, figures, tables
+from .benchmark import benchmark_mask_attention
+from .complexity import table_3
+from .data import read_index, split_by_image
+from .evaluate import measure_masks
+
+PAPERS_TEN = [
+    *("resnet34", "resnet34_ma", "resnet34_cbam", "resnet50", "resnet50_ma", "resnet50_cbam"),
+    *("vgg16", "vgg16_ma", "inception_v3", "inception_v3_ma"),
+]
+
+
+def run_folder(args: argparse.Namespace, split: str, model: str, trial: int) -> Path:
+    """Where one training lives."""
+    return args.out / split / model / str(trial)
+
+
+def missing_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of every training that is not finished, all networks of a trial before the next trial."""
+    runs = []
+    for trial in range(args.trials):
+        for split in args.split:
+            for model in args.models:
+                out = run_folder(args, split, model, trial)
+                if not (out / "result.json").exists():
+                    shared = {k: v for k, v in vars(args).items() if k not in tables.OWN_OPTIONS}
+                    runs.append(argparse.Namespace(**shared | dict(split=split, model=model, seed=trial, out=str(out))))
+    return runs
+
+
+def train_quietly(run: argparse.Namespace) -> None:
+    """One training in a process of its own; what it prints goes to train.log in its folder."""
+    Path(run.out).mkdir(parents=True, exist_ok=True)
+    with (
+        (Path(run.out) / "train.log").open("a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        classify.train(run)
+
+
+def train_missing(args: argparse.Namespace) -> None:
+    """Train, one after another with their own progress bars, or `args.jobs` side by side."""
+    runs = missing_runs(args)
+    total = len(args.split) * len(args.models) * args.trials
+    print(f"{total - len(runs)} of {total} trainings are finished")
+    if args.jobs == 1 or not runs:
+        for number, run in enumerate(runs, total - len(runs) + 1):
+            print(f"training {number} of {total}: {run.model}, trial {run.seed}, split by {run.split}", flush=True)
+            classify.train(run)
+        return
+    classify.lung_pictures(argparse.Namespace(**vars(runs[0])), "val")  # makes the caches once, before all want them
+    pool = ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"))
+    try:
+        waiting = {pool.submit(train_quietly, run): run for run in runs}
+        for done in tqdm(as_completed(waiting), "training", total, initial=total - len(runs), unit="run"):
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def finished_runs(args: argparse.Namespace) -> list[dict]:
+    """Every finished training below --out, with its probabilities (N, 5) on the test split.
+
+    Folders that the command did not ask for are read too, so that one table can gather what several commands trained.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() and args.device == "auto" else "cpu")
+    found = []
+    for path in sorted(args.out.glob("*/*/*/result.json")):
+        split, model, trial = path.parent.parts[-3:]
+        if split not in ("patient", "image") or model not in list_models() or not trial.isdigit():
+            continue
+        result = json.loads(path.read_text())
+        settings = result["settings"]
+        where = argparse.Namespace(**vars(args) | dict(split=split, size=settings["size"], seed=0))
+        dataset = classify.lung_pictures(where, "test")
+        weights, cached = path.with_name("best.safetensors"), path.with_name("test.npy")
+        if not cached.exists() or cached.stat().st_mtime < weights.stat().st_mtime:
+            print(f"testing {model}, trial {trial}, split by {split}", flush=True)
+            net = create_classifier(model)
+            net.load_state_dict(load_file(weights))
+            net = net.eval().to(device, memory_format=torch.channels_last)
+            np.save(cached, classify.predict(net, dataset, device))
+        found.append(
+            {
+                "split": split,
+                "model": model,
+                "trial": int(trial),
+                "folder": path.parent,
+                "probabilities": np.load(cached),
+                "labels": dataset.labels,
+                "patients": dataset.pictures.index.patient.to_numpy()[dataset.rows],
+                "history": pd.read_csv(path.with_name("log.csv")),
+                "recipe": {option: settings.get(option) for option in tables.RECIPE},
+                "size": settings["size"],
+            }
+        )
+    return found
+
+
+def measure_costs(runs: list[dict], repeats: int) -> dict[str, dict]:
+    """Table 3: counted at the paper's 512×512, timed at the size that was trained, plain and MA in pairs."""
+    costs = {model: table_3(model) for model in dict.fromkeys(run["model"] for run in runs)}
+    for model, cost in costs.items():
+        if f"{model}_ma" not in costs:
+            continue
+        size = next(run["size"] for run in runs if run["model"] == model)
+        timed = benchmark_mask_attention(model, repeats, size)
+        for what in ("inference", "training step"):
+            figure = next(value for name, value in timed.items() if what in name)
+            key = what.replace(" ", "_")
+            cost[f"{key}_ms"], costs[f"{model}_ma"][f"{key}_ms"] = figure["b_ms"], figure["a_ms"]
+            costs[f"{model}_ma"][f"{key}_ratio"] = figure["ratio"]
+    return costs
+
+
+def main() -> None:
+    """Train and report from the command line."""
+    p = classify.options(__doc__)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.add_argument("--models", nargs="+", choices=list_models(), default=PAPERS_TEN, metavar="MODEL")
+    p.add_argument("--trials", type=int, default=3)
+    p.add_argument("--split", nargs="+", choices=["patient", "image"], default=["patient", "image"])
+    p.add_argument("--jobs", type=int, default=1, help="trainings side by side; 3 or 4 fill a large GPU at 224 px")
+    p.add_argument("--repeats", type=int, default=25, help="timings of each pair in Table 3")
+    p.add_argument("--report", action="store_true", help="train nothing")
+    p.add_argument(
+        "--record", type=Path, metavar="DIR", help="copy what shows no X-ray there, for example results/paper"
+    )
+    args = p.parse_args()
+    args.out = Path(args.out)
+    if not args.report:
+        train_missing(args)
+    runs = finished_runs(args)
+    if not runs:
+        raise SystemExit(f"There is no finished training below {args.out}: leave --report away.")
+
+    index = read_index(args.data)
+    results = tables.summarise(runs, {"patient": index, "image": split_by_image(index)}, args.trials)
+    results["costs"] = measure_costs(runs, args.repeats)
+    results["segmentation"] = tables.segmentation(measure_masks(args.data, args.weights, "test"))
+    results["verdicts"] = tables.verdicts(results)
+    for folder in filter(None, (args.out, args.record)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (folder / "tables.md").write_text(tables.markdown(results))
+        figures.validation_curves(runs, folder / "fig10.png")
+    for path in figures.heatmaps(args, runs):
+        print(f"{path} shows X-rays: do not publish it unless their licences allow it")
+    print(tables.markdown(results))
+
+
+if __name__ == "__main__":
+    main()

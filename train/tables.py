@@ -1,0 +1,299 @@
+"""What a set of finished trainings says: the paper's tables, and a verdict on each of its claims.
+
+Nothing here trains or reads pictures. A run is a dictionary as `train.paper`
+gathers it: split, model, trial, probabilities (N, 5), labels (N,), patients
+(N,), history (a row an epoch), recipe.
+"""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import classification_report, confusion_matrix
+
+from manet_core import CLASSES, list_models
+from manet_core.registry import split_name
+
+from .evaluate import bootstrap_weights, interval, percent, read_masks
+
+# options of train.paper that are not options of one training
+OWN_OPTIONS = ("models", "trials", "split", "jobs", "repeats", "report", "record", "out")
+
+# settings that make a recipe; seed and model do not
+RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init")
+
+# MANet, Table 2: mean test accuracy of three trials, %
+PAPER_ACCURACY = {
+    "resnet34": 95.78, "resnet34_ma": 96.03, "resnet34_cbam": 94.92,
+    "resnet50": 96.08, "resnet50_ma": 96.32, "resnet50_cbam": 95.59,
+    "vgg16": 93.87, "vgg16_ma": 95.10, "inception_v3": 95.39, "inception_v3_ma": 96.03,
+}  # fmt: skip
+
+# MANet, section 4: test IoU of the lung masks, %
+PAPER_IOU = {"Normal": 93.49, "Tuberculosis": 93.14, "COVID-19": 89.07, "all": 92.50}
+
+
+# --- measures of a training curve -----------------------------------------------------------------------------------
+
+
+def fluctuation(accuracy: np.ndarray) -> float:
+    """Standard deviation of the epoch-to-epoch change of validation accuracy (E,) in the last half; NaN below E = 6."""
+    change = np.diff(accuracy[len(accuracy) // 2 :])
+    return float(change.std()) if len(accuracy) >= 6 else float("nan")
+
+
+def epochs_to(accuracy: np.ndarray, target: float) -> int:
+    """The first epoch, counted from 1, whose validation accuracy (E,) reaches `target`."""
+    return int(np.argmax(accuracy >= target)) + 1
+
+
+# --- from runs to results -------------------------------------------------------------------------------------------
+
+
+def correct(run: dict) -> np.ndarray:
+    """Which test X-rays (N,) a run classified as labelled: float, 0 or 1."""
+    return (run["probabilities"].argmax(1) == run["labels"]).astype(float)
+
+
+def difference(of: list[dict], to: list[dict]) -> dict | None:
+    """Accuracy of a model minus that of another, paired by trial and by X-ray; None without a trial in common.
+
+    The interval resamples patients; the trials are averaged, not resampled.
+    """
+    trials = {run["trial"]: run for run in to}
+    pairs = [(run, trials[run["trial"]]) for run in of if run["trial"] in trials]
+    if not pairs:
+        return None
+    rows = np.mean([correct(a) - correct(b) for a, b in pairs], axis=0)
+    weights = bootstrap_weights(pairs[0][0]["patients"])
+    return interval(rows.mean(), weights @ rows / weights.sum(1)) | {"trials": len(pairs)}
+
+
+def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -> dict:
+    """Tables 1, 2, 4 and 5 for each split, and what Fig. 10 shows as numbers."""
+    out = {"trials_wanted": trials, "splits": {}}
+    for split in dict.fromkeys(run["split"] for run in runs):
+        here = [run for run in runs if run["split"] == split]
+        index = indices[split]
+        index = index[index.split.isin(["train", "val", "test"]) & index.label.isin(CLASSES)]
+        models = {}
+        for name in (name for name in list_models() if any(run["model"] == name for run in here)):
+            mine = [run for run in here if run["model"] == name]
+            plain = [run for run in here if run["model"] == split_name(name)[0]]
+            accuracies = {run["trial"]: float(correct(run).mean()) for run in mine}
+            curves = [run["history"].accuracy.to_numpy() for run in mine]
+            models[name] = {
+                "accuracy": {str(trial): value for trial, value in accuracies.items()},
+                "mean": float(np.mean(list(accuracies.values()))),
+                "minus_plain": None if name == split_name(name)[0] else difference(mine, plain),
+                "complete": len(mine) >= trials,
+                "recipes": [dict(r) for r in dict.fromkeys(tuple(run["recipe"].items()) for run in mine)],
+                "fluctuation": {str(run["trial"]): fluctuation(c) for run, c in zip(mine, curves)},
+                "curve": {str(run["trial"]): c.tolist() for run, c in zip(mine, curves)},
+            }
+        best = max(here, key=lambda run: correct(run).mean())
+        predicted = best["probabilities"].argmax(1)
+        out["splits"][split] = {
+            "pictures": {
+                label: {s: int(((index.label == label) & (index.split == s)).sum()) for s in ("train", "val", "test")}
+                for label in CLASSES
+            },
+            "patients_in_train_and_test": len(
+                set(index.patient[index.split == "train"]) & set(index.patient[index.split == "test"])
+            ),
+            "models": models,
+            "best": {
+                "model": best["model"],
+                "trial": best["trial"],
+                "report": classification_report(
+                    best["labels"], predicted, labels=range(len(CLASSES)), target_names=CLASSES, output_dict=True,
+                    zero_division=0,
+                ),
+                "confusion": confusion_matrix(best["labels"], predicted, labels=range(len(CLASSES))).tolist(),
+            },
+        }  # fmt: skip
+    return out
+
+
+def segmentation(masks: pd.DataFrame) -> dict:
+    """IoU by class, by source and of all, from `measure_masks`."""
+    groups = {label: masks[masks.label == label] for label in CLASSES}
+    groups |= {f"source {source}": masks[masks.source == source] for source in sorted(masks.source.unique())}
+    groups["all"] = masks
+    return {name: read_masks(rows) for name, rows in groups.items() if len(rows)}
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+def _pairs(models: dict, a: str, b: str, measure) -> list[float]:
+    """measure(curve of a, curve of b) for every backbone and trial that have both attentions."""
+    found = []
+    for name in models:
+        backbone, attention = split_name(name)
+        other = f"{backbone}_{b}".rstrip("_")
+        if attention == a and other in models:
+            for trial, curve in models[name]["curve"].items():
+                if trial in models[other]["curve"]:
+                    value = measure(np.array(curve), np.array(models[other]["curve"][trial]))
+                    if np.isfinite(value):
+                        found.append(float(value))
+    return found
+
+
+def _over_pairs(values: list[float]) -> dict | None:
+    """Mean and bootstrap interval over training pairs; None with fewer than three."""
+    if len(values) < 3:
+        return None
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    return interval(float(np.mean(values)), drawn.mean(1)) | {"pairs": len(values)}
+
+
+def _judge(figure: dict | None, wanted: str) -> str:
+    """ "supported", "contradicted" or "not supported here", where the figure should be "above" or "below" zero."""
+    if figure is None:
+        return "not enough runs"
+    low, high = (figure["low"], figure["high"]) if wanted == "above" else (-figure["high"], -figure["low"])
+    return "supported" if low > 0 else "contradicted" if high < 0 else "not supported here"
+
+
+def verdicts(results: dict) -> list[dict]:
+    """The paper's five claims: {"split", "claim", "measure", "figure", "verdict"}, computed, never written by hand."""
+    out = []
+    for split, part in results["splits"].items():
+        models = part["models"]
+
+        def gains(attention, models=models):
+            own = [m["minus_plain"] for name, m in models.items() if split_name(name)[1] == attention]
+            return [g for g in own if g is not None]
+
+        def average(found):
+            if not found:
+                return None
+            keys = ("value", "low", "high")  # the mean of the ends is wider than the interval of the mean: cautious
+            return {key: float(np.mean([g[key] for g in found])) for key in keys} | {"backbones": len(found)}
+
+        ma, cbam = average(gains("ma")), average(gains("cbam"))
+        calm = _over_pairs(_pairs(models, "ma", "", lambda a, b: fluctuation(a) - fluctuation(b)))
+
+        def lead(a, b):
+            target = 0.95 * min(a.max(), b.max())
+            return epochs_to(a, target) - epochs_to(b, target)
+
+        fast = _over_pairs(_pairs(models, "ma", "cbam", lead))
+        out += [
+            dict(split=split, claim="MA beats plain", measure="test accuracy, MA − plain, mean over backbones",
+                 figure=ma, verdict=_judge(ma, "above")),
+            dict(split=split, claim="MA trains more stably than plain",
+                 measure="fluctuation of validation accuracy, MA − plain", figure=calm, verdict=_judge(calm, "below")),
+            dict(split=split, claim="MA converges faster than CBAM",
+                 measure="epochs to 95 % of what both reach, MA − CBAM", figure=fast, verdict=_judge(fast, "below")),
+            dict(split=split, claim="CBAM does not beat plain",
+                 measure="test accuracy, CBAM − plain, mean over backbones", figure=cbam,
+                 verdict="not enough runs" if cbam is None else "contradicted" if cbam["low"] > 0 else "supported"),
+        ]  # fmt: skip
+    ratios = [cost["training_step_ratio"] for cost in results["costs"].values() if "training_step_ratio" in cost]
+    cost = {"value": float(np.mean(ratios)), "low": min(ratios), "high": max(ratios)} if ratios else None
+    verdict = "not enough runs" if cost is None else "supported" if cost["high"] <= 1.2155 else "contradicted"
+    measure = "training step, MA / plain: mean, lowest and highest of the backbones; the paper's highest is 1.2155"
+    return [*out, dict(split="any", claim="MA costs little", measure=measure, figure=cost, verdict=verdict)]
+
+
+# --- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def _table(head: list[str], rows: list[list]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows] + [""]
+
+
+def _points(figure: dict | None) -> str:
+    return "" if figure is None else percent(figure)
+
+
+def _recipe(recipe: dict) -> str:
+    start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
+    return (
+        f"{recipe['epochs']} epochs, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
+        f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}"
+    )
+
+
+def markdown(results: dict) -> str:
+    """All tables as one Markdown page."""
+    lines = ["# The paper's experiment on the data at hand", ""]
+    lines += ["Written by `python -m train.paper`; intervals are 95 % bootstrap over patients.", ""]
+    names = {"patient": "split by patient", "image": "split by image"}
+
+    lines += ["## Table 1: pictures in each set", ""]
+    rows = []
+    for split, part in results["splits"].items():
+        for label, n in part["pictures"].items():
+            rows.append([names[split], label, n["train"], n["val"], n["test"]])
+    lines += _table(["", "class", "train", "validation", "test"], rows)
+    for split, part in results["splits"].items():
+        lines.append(f"* {names[split]}: {part['patients_in_train_and_test']} patients are in both train and test")
+
+    lines += ["", "## Table 2: test accuracy, %", ""]
+    rows, recipes = [], {}
+    for split, part in results["splits"].items():
+        for name, m in part["models"].items():
+            marks = [recipes.setdefault(_recipe(recipe), chr(97 + len(recipes))) for recipe in m["recipes"]]
+            paper = PAPER_ACCURACY.get(name)
+            trials = ", ".join(f"{100 * value:.2f}" for value in m["accuracy"].values())
+            state = f"{len(m['accuracy'])} of {results['trials_wanted']}"
+            rows.append([
+                f"`{name}`", names[split], trials, f"{100 * m['mean']:.2f}", paper or "–", _points(m["minus_plain"]),
+                state, ", ".join(marks),
+            ])  # fmt: skip
+    head = ["model", "", "trials", "mean", "paper", "− plain, points (95 % CI)", "trials done", "recipe"]
+    lines += _table(head, rows)
+    lines += [f"* recipe {mark}: {text}" for text, mark in recipes.items()]
+    if len(results["splits"]) == 2:
+        patient, image = (results["splits"][s]["models"] for s in ("patient", "image"))
+        both = [name for name in patient if name in image]
+        if both:
+            gap = np.mean([image[name]["mean"] - patient[name]["mean"] for name in both])
+            lines.append(f"* split by image − split by patient: {100 * gap:+.2f} points, mean of {len(both)} networks")
+
+    lines += ["", "## Table 3: cost", ""]
+    rows = []
+    for name, c in results["costs"].items():
+        timed = [f"{c[key]:.1f}" if key in c else "–" for key in ("training_step_ms", "inference_ms")]
+        ratio = [f"{c[key]:.3f}" if key in c else "" for key in ("training_step_ratio", "inference_ratio")]
+        counted = [f"{c['parameters'] / 1e6:.2f}", f"{c['flops'] / 1e6:.2f}", c["map_elements"] or ""]
+        rows.append([f"`{name}`", *counted, *timed, *ratio])
+    head = ["model", "parameters, M", "FLOPs at 512 px, M", "map elements"]
+    lines += _table([*head, "training step of 16, ms", "inference, ms", "step / plain", "inference / plain"], rows)
+
+    for split, part in results["splits"].items():
+        best, report = part["best"], part["best"]["report"]
+        title = f"`{best['model']}`, trial {best['trial']}, {names[split]}"
+        lines += [f"## Table 4: {title}", ""]
+        rows = [
+            [label, *(f"{100 * report[label][key]:.1f}" for key in ("precision", "recall", "f1-score")),
+             int(report[label]["support"])]
+            for label in (*CLASSES, "macro avg")
+        ]  # fmt: skip
+        lines += _table(["class", "precision, %", "recall, %", "F1, %", "n"], rows)
+        lines += [f"## Table 5: {title}", ""]
+        lines += _table(["label ↓, called →", *CLASSES], [[c, *row] for c, row in zip(CLASSES, best["confusion"])])
+
+    lines += ["## Lung masks: IoU, %", ""]
+    rows = [[name, percent(r["iou"]), PAPER_IOU.get(name, "–"), r["n"]] for name, r in results["segmentation"].items()]
+    lines += _table(["", "IoU (95 % CI)", "paper", "n"], rows)
+
+    lines += ["## Fig. 10: how calm training was", ""]
+    rows = []
+    for split, part in results["splits"].items():
+        for name, m in part["models"].items():
+            values = [v for v in m["fluctuation"].values() if np.isfinite(v)]
+            rows.append([f"`{name}`", names[split], f"{100 * np.mean(values):.2f}" if values else "too few epochs"])
+    lines += _table(["model", "", "fluctuation in the last half, points"], rows)
+
+    lines += ["## The paper's claims", ""]
+    rows = []
+    for v in results["verdicts"]:
+        f, scale = v["figure"], 1 if "epochs to" in v["measure"] or "/" in v["measure"] else 100
+        figure = "" if f is None else f"{scale * f['value']:.3g} ({scale * f['low']:.3g} to {scale * f['high']:.3g})"
+        rows.append([v["claim"], names.get(v["split"], ""), v["measure"], figure, f"**{v['verdict']}**"])
+    lines += _table(["claim", "", "measure", "figure", "verdict"], rows)
+    return "\n".join(lines).rstrip() + "\n"
