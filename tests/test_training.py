@@ -1,10 +1,14 @@
 """prepare → segment → export → classify → export → evaluate on a few phantoms, and what must hold on the way."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from torch.utils.data import DataLoader
@@ -113,6 +117,22 @@ def test_an_interrupted_training_ends_with_the_same_weights(phantoms, tmp_path):
         not torch.equal(whole[n], w)
         for n, w in train_classifier(phantoms, tmp_path, tmp_path / "2", **{"--seed": 1}).items()
     )
+
+
+def test_two_processes_train_as_one_does(phantoms, random_weights, tmp_path):
+    """`accelerate launch` shares each batch among its processes: the same recipe, nearly the same curve."""
+    launch = "-m accelerate.commands.launch --cpu --num_machines 1 --mixed_precision no --num_processes".split()
+    classify = "-m train.classify --model efficientnet_lite0 --epochs 2 --lr 0.001 --precision no".split()
+    common = ["--data", phantoms, "--weights", random_weights, "--cache", tmp_path, *SMALL]
+    curves = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        command = [sys.executable, *launch, processes, *classify, *common, "--out", out]
+        subprocess.run([str(part) for part in command], check=True, cwd=ROOT, timeout=300)
+        curves[processes] = pd.read_csv(out / "log.csv")
+    np.testing.assert_allclose(curves[2].train_loss, curves[1].train_loss, atol=0.15)
+    np.testing.assert_allclose(curves[2].val_loss, curves[1].val_loss, atol=0.15)
+    assert (curves[2].lr == curves[1].lr).all()
 
 
 def test_another_setting_in_the_same_folder_is_refused(phantoms, tmp_path):

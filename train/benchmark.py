@@ -1,7 +1,8 @@
 """Measure what speed is claimed.
 
-    python -m train.benchmark
-    python -m train.benchmark --record   # also into the README
+    python -m train.benchmark                        # analysis, heatmaps, what mask attention costs
+    python -m train.benchmark training --data DATA   # what loading and augmenting leave of the training speed
+    python -m train.benchmark --record               # also into the README
 
 The classifiers have random weights, which cost the same time as trained ones.
 All figures of one run are measured in turn on the same machine, in pairs, so
@@ -14,18 +15,22 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from manet_core import CLASSES, Pipeline, create_classifier
+from manet_core import CLASSES, Pipeline, create_classifier, list_models
 from manet_core.phantom import phantom
+from manet_core.registry import split_name
 
+from . import classify
+from .data import augmentation
 from .evaluate import write_between
 
 
@@ -137,6 +142,51 @@ def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
     return out
 
 
+def benchmark_training(args: argparse.Namespace, rounds: int = 3) -> dict:
+    """A step on a fixed batch over a step of the whole loop, that is images/s of the loop over images/s of the step.
+
+    The loop loads and augments as `train.classify` does, with as many workers; 1 means that it costs nothing.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = create_classifier(args.backbone).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9)
+    options = classify.options("").parse_args(["--out", "unused", "--data", args.data, "--weights", args.weights])
+    options.split = "patient"
+    dataset = classify.lung_pictures(options, "train", augmentation(30, True))
+    loader = DataLoader(
+        dataset, args.batch, shuffle=True, drop_last=True, num_workers=options.workers, pin_memory=device.type == "cuda"
+    )
+
+    def step(batch: tuple) -> None:
+        image, mask, label = (part.to(device, non_blocking=True) for part in batch)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = F.cross_entropy(net(image.to(memory_format=torch.channels_last), mask).float(), label)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def seconds(batches: Iterator[tuple]) -> float:
+        for _ in range(3):
+            step(next(batches))  # warm, and the workers are under way
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(args.steps):
+            step(next(batches))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / args.steps
+
+    fixed = next(iter(loader))
+    times = []
+    for _ in tqdm(range(rounds), "training loop", leave=False):
+        times.append((seconds(iter(lambda: fixed, None)), seconds(iter(loader))))
+    a, b = np.median(times, axis=0)
+    ratio = float(np.median([x / y for x, y in times]))
+    name = f"{args.backbone}: training step of {args.batch} on a fixed batch (a) over one of the whole loop (b)"
+    return {name: {"a_ms": 1e3 * a, "b_ms": 1e3 * b, "ratio": ratio}}
+
+
 def table(results: dict) -> str:
     """The results as Markdown."""
     lines = [f"On {results['device']} ({results['processor']}), torch {results['torch']}:", ""]
@@ -148,25 +198,37 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write results/benchmark.json."""
+    """Measure, print, and write what was measured into results/benchmark.json."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", nargs="?", default="inference", choices=["inference", "training"])
     p.add_argument("--weights", default="weights")
-    p.add_argument("--backbone", default="resnet34", choices=["efficientnet_lite0", "resnet34", "resnet50"])
-    p.add_argument("--runs", type=int, default=50)
+    p.add_argument("--backbone", default="resnet34", choices=[n for n in list_models() if split_name(n)[1] == ""])
+    p.add_argument("--runs", type=int, default=50, help="pairs of timings (inference)")
+    p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv (training)")
+    p.add_argument("--batch", type=int, default=32, help="pictures a step (training)")
+    p.add_argument("--steps", type=int, default=10, help="steps a timing (training)")
     p.add_argument("--out", default="results", type=Path)
     p.add_argument("--record", action="store_true", help="write the figures into the README")
     args = p.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    results = {
+    machine = {
         "device": device,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }
-    results |= benchmark_pipeline(args.weights, args.backbone, args.runs)
-    results |= benchmark_mask_attention(args.backbone, args.runs)
+    path = args.out / "benchmark.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if any(earlier.get(key) != value for key, value in machine.items()):
+        earlier = {}  # figures of two machines do not belong into one table
+    results = earlier | machine
+    if args.what == "training":
+        results |= benchmark_training(args)
+    else:
+        results |= benchmark_pipeline(args.weights, args.backbone, args.runs)
+        results |= benchmark_mask_attention(args.backbone, args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
+    path.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
     if args.record:
         write_between(Path("README.md"), "benchmark", table(results))

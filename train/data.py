@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -82,8 +83,9 @@ class Pictures:
         self.folder = Path(cache)
         self.folder.mkdir(parents=True, exist_ok=True)
         images, masks = self.folder / f"{stem}-images.npy", self.folder / f"{stem}-masks.npy"
-        if not (images.exists() and masks.exists()):
-            self._decode(images, masks)
+        with FileLock(f"{images}.lock"):  # of several trainings that start together, one decodes
+            if not (images.exists() and masks.exists()):
+                self._decode(images, masks)
         self.stem = stem
         self.images, self.masks = np.load(images, mmap_mode="r"), np.load(masks, mmap_mode="r")
 
@@ -173,15 +175,16 @@ def predicted_lungs(pictures: Pictures, weights: str | Path) -> np.ndarray:
     """Cleaned masks (N, S, S) bool of all pictures, as the pipeline would predict them; made once, then cached."""
     entry = read_manifest(weights)["resunet"]
     path = pictures.folder / f"{pictures.stem}-lungs-{entry['sha256'][:12]}.npy"
-    if not path.exists():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        segmenter = load_network(weights, "resunet", device)
-        part = path.with_suffix(".part")
-        lungs = np.lib.format.open_memmap(part, "w+", bool, pictures.images.shape)
-        for i in tqdm(range(0, len(lungs), 64), "segmenting", unit="batch of 64"):
-            batch = pictures.images[i : i + 64].astype(np.float32) / 255
-            for k, mask in enumerate(predict_lungs(segmenter, batch, entry["preprocessing"]["size"])):
-                lungs[i + k] = mask.at(pictures.size)
-        lungs.flush()
-        part.rename(path)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            segmenter = load_network(weights, "resunet", device)
+            part = path.with_suffix(".part")
+            lungs = np.lib.format.open_memmap(part, "w+", bool, pictures.images.shape)
+            for i in tqdm(range(0, len(lungs), 64), "segmenting", unit="batch of 64"):
+                batch = pictures.images[i : i + 64].astype(np.float32) / 255
+                for k, mask in enumerate(predict_lungs(segmenter, batch, entry["preprocessing"]["size"])):
+                    lungs[i + k] = mask.at(pictures.size)
+            lungs.flush()
+            part.rename(path)
     return np.load(path, mmap_mode="r")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -35,7 +35,7 @@ def parser(description: str, **defaults) -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="folder for weights, checkpoint and log; start again to resume")
     p.add_argument("--size", type=int, default=224, help="side of the square input, in pixels")
     p.add_argument("--epochs", type=int)
-    p.add_argument("--batch", type=int, default=64)
+    p.add_argument("--batch", type=int, default=64, help="pictures a step, shared by all GPUs")
     p.add_argument("--optimizer", choices=["sgd", "adam", "adamw"])
     p.add_argument("--lr", type=float, help="peak learning rate")
     p.add_argument("--weight-decay", type=float)
@@ -132,9 +132,16 @@ def fit(
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
-    accelerator = Accelerator(mixed_precision=args.precision, cpu=args.device == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=args.precision,
+        cpu=args.device == "cpu",
+        dataloader_config=DataLoaderConfiguration(split_batches=True),  # --batch is shared by all processes
+    )
+    if args.batch % accelerator.num_processes:
+        raise SystemExit(f"--batch {args.batch} cannot be shared by {accelerator.num_processes} processes: change it.")
     settings = {k: v for k, v in vars(args).items() if k not in ("cache", "out", "workers", "device", "compile")}
-    _check_settings(out / "settings.json", settings)
+    if accelerator.is_main_process:
+        _check_settings(out / "settings.json", settings)
 
     if args.precision == "bf16" or accelerator.device.type == "cuda":
         # On a CPU in float32 the backward pass of narrow 1×1 convolutions corrupts memory in this layout (torch 2.15).

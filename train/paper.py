@@ -83,7 +83,6 @@ def train_missing(args: argparse.Namespace) -> None:
             print(f"training {number} of {total}: {run.model}, trial {run.seed}, split by {run.split}", flush=True)
             classify.train(run)
         return
-    classify.lung_pictures(argparse.Namespace(**vars(runs[0])), "val")  # makes the caches once, before all want them
     pool = ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"))
     try:
         waiting = {pool.submit(train_quietly, run): run for run in runs}
