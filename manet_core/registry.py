@@ -10,19 +10,19 @@ from .vgg import vgg
 
 CLASSES = ("Normal", "COVID-19", "Tuberculosis", "Bacterial pneumonia", "Viral pneumonia")
 
-_BACKBONES = {
-    "efficientnet_lite0": efficientnet_lite,
-    "resnet34": resnet,
-    "resnet50": resnet,
-    "vgg16": vgg,
-    "inception_v3": inception,
+_BACKBONES = {  # name: (builder, how people write it)
+    "efficientnet_lite0": (efficientnet_lite, "EfficientNet-Lite0"),
+    "resnet34": (resnet, "ResNet-34"),
+    "resnet50": (resnet, "ResNet-50"),
+    "vgg16": (vgg, "VGG-16"),
+    "inception_v3": (inception, "Inception v3"),
 }
-_ATTENTIONS = ("", "ma", "cbam")
+ATTENTIONS = {"": "plain", "ma": "mask attention (MA)", "cbam": "CBAM"}
 
 
 def list_models() -> list[str]:
     """Every classifier's name, plain, `_ma` and `_cbam` of a backbone next to each other."""
-    return [f"{backbone}_{attention}".rstrip("_") for backbone in _BACKBONES for attention in _ATTENTIONS]
+    return [f"{backbone}_{attention}".rstrip("_") for backbone in _BACKBONES for attention in ATTENTIONS]
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -33,9 +33,19 @@ def split_name(name: str) -> tuple[str, str]:
     """
     for backbone in _BACKBONES:
         attention = name.removeprefix(backbone).removeprefix("_")
-        if name == f"{backbone}_{attention}".rstrip("_") and attention in _ATTENTIONS:
+        if name == f"{backbone}_{attention}".rstrip("_") and attention in ATTENTIONS:
             return backbone, attention
     raise ValueError(f"There is no model {name!r}; choose one of: {', '.join(list_models())}.")
+
+
+def human_name(name: str) -> tuple[str, str]:
+    """("ResNet-34", "mask attention (MA)") of "resnet34_ma".
+
+    Raises:
+        ValueError: no such model.
+    """
+    backbone, attention = split_name(name)
+    return _BACKBONES[backbone][1], ATTENTIONS[attention]
 
 
 def create_classifier(name: str, num_classes: int = len(CLASSES), in_channels: int = 1) -> nn.Module:
@@ -56,7 +66,8 @@ def create_classifier(name: str, num_classes: int = len(CLASSES), in_channels: i
         torch.Size([2, 5])
     """
     backbone, attention = split_name(name)
-    return _BACKBONES[backbone](backbone, attention, num_classes, in_channels)
+    build, _ = _BACKBONES[backbone]
+    return build(backbone, attention, num_classes, in_channels)
 
 
 def create_segmenter(name: str = "resunet", in_channels: int = 1, width: int = 32) -> nn.Module:

@@ -18,7 +18,7 @@ from PIL import Image
 from manet_core import CLASSES, Analysis, Reading
 from manet_core.pipeline import DISCLAIMER
 from manet_core.preprocess import resize
-from manet_core.registry import split_name
+from manet_core.registry import ATTENTIONS, human_name, split_name
 from manet_core.report import COLOUR_MAP
 
 PREDICTED = "predicted"  # explain what each network predicts, instead of one class
@@ -27,8 +27,6 @@ STYLE = Path(__file__).with_name("style.css")
 
 _SIDE = 1024  # pixels, long side of the four pictures
 _CARD_SIDE = 512
-_BACKBONES = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet34": "ResNet-34", "resnet50": "ResNet-50"}
-_ATTENTIONS = {"": "plain", "ma": "mask attention (MA)", "cbam": "CBAM"}
 _COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256)) * 255).round().astype(np.uint8)  # (256, 4)
 _ALPHA = bytes(np.minimum(255, np.arange(256) * 2).astype(np.uint8))  # the cold half fades, so that the X-ray shows
 
@@ -101,12 +99,6 @@ def fit(shape: tuple[int, int], side: int) -> tuple[int, int]:
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
-def human_name(model: str) -> tuple[str, str]:
-    """("ResNet-34", "mask attention (MA)") of "resnet34_ma"."""
-    backbone, attention = split_name(model)
-    return _BACKBONES.get(backbone, backbone), _ATTENTIONS[attention]
-
-
 def pictures(analysis: Analysis) -> str:
     """The four pictures side by side, and the X-ray that lies under the cards' heatmaps."""
     height, width = analysis.original.shape
@@ -150,7 +142,7 @@ def cards(readings: dict[str, Reading], explain: str = PREDICTED) -> str:
         readings: {model: Reading}, of one analysis.
         explain: the class whose heatmaps are shown, or `PREDICTED`.
     """
-    rows, columns = [], list(_ATTENTIONS)
+    rows, columns = [], list(ATTENTIONS)
     used = sorted({columns.index(split_name(model)[1]) for model in readings})
     places = []
     for model in readings:
@@ -181,7 +173,7 @@ def _card(model: str, reading: Reading, explain: str, place: tuple[int, int]) ->
     name = reading.predicted if explain == PREDICTED else explain
     peak, in_lung = reading.peaks[name], reading.in_lung[name]
     figures = f"raw peak {peak:.3g}, {in_lung:.0%} in lung"
-    if attention == _ATTENTIONS["ma"]:
+    if attention == ATTENTIONS["ma"]:
         figures += " (MA: partly by construction)"
     if peak <= 0:
         figures = "empty, no place speaks for this class"
