@@ -181,8 +181,8 @@ def predicted_lungs(pictures: Pictures, weights: str | Path) -> np.ndarray:
             segmenter = load_network(weights, "resunet", device)
             part = path.with_suffix(".part")
             lungs = np.lib.format.open_memmap(part, "w+", bool, pictures.images.shape)
-            for i in tqdm(range(0, len(lungs), 64), "segmenting", unit="batch of 64"):
-                batch = pictures.images[i : i + 64].astype(np.float32) / 255
+            for i in tqdm(range(0, len(lungs), 8), "segmenting", unit="batch of 8"):
+                batch = pictures.images[i : i + 8].astype(np.float32) / 255
                 for k, mask in enumerate(predict_lungs(segmenter, batch, entry["preprocessing"]["size"])):
                     lungs[i + k] = mask.at(pictures.size)
             lungs.flush()
