@@ -185,7 +185,8 @@ class Pipeline:
         with torch.inference_mode():
             features = net.forward_features(image, mask)
         logits, maps = grad_cam(net, features)
-        probabilities = logits.double().softmax(0).tolist()
+        # The temperature was fitted on the validation split; 1 is a network as trained.
+        probabilities = (logits.double() / self.entries[name].get("temperature", 1.0)).softmax(0).tolist()
         heatmaps = scale_maps(maps, lungs.shape[0])
         mass = heatmaps.sum((1, 2))
         inside = (heatmaps * lungs).sum((1, 2)) / np.maximum(mass, 1e-7)

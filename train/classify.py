@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from manet_core import CLASSES, create_classifier, list_models
 
 from . import imagenet
-from .data import LungPictures, Pictures, augmentation, predicted_lungs, split_by_image
+from .data import SEES, LungPictures, Pictures, augmentation, predicted_lungs, split_by_image
 from .engine import fit, parser, start_from
 
 
@@ -37,6 +37,7 @@ def options(description: str) -> argparse.ArgumentParser:
     """The options of a classifier's training; `train.paper` has them too."""
     p = parser(description, epochs=200, optimizer="sgd", lr=0.01, weight_decay=0.0, schedule="cosine")
     p.add_argument("--weights", default="weights", help="folder with the segmenter's weights")
+    p.add_argument("--sees", choices=SEES, default="lungs", help="what is shown; all but the lungs are controls")
     p.add_argument("--imagenet", action="store_true", help="start from ImageNet weights (efficientnet_lite0 only)")
     return p
 
@@ -47,7 +48,8 @@ def lung_pictures(args: argparse.Namespace, split: str, augment=None) -> LungPic
     if args.split == "image":
         pictures.index = split_by_image(pictures.index)
     rows = pictures.rows(split, labelled=True)
-    return LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights), augment, args.seed)
+    lungs = predicted_lungs(pictures, args.weights)
+    return LungPictures("classify", pictures, rows, lungs, augment, args.seed, args.sees)
 
 
 def train(args: argparse.Namespace) -> dict:

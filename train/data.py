@@ -113,8 +113,9 @@ class Pictures:
         return np.flatnonzero(keep)
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Class numbers (len(rows),) int64, in the order of `CLASSES`."""
-        return np.array([CLASSES.index(label) for label in self.index.label.iloc[rows]], np.int64)
+        """Class numbers (len(rows),) int64, in the order of `CLASSES`; −1 for any other label."""
+        number = {label: k for k, label in enumerate(CLASSES)}
+        return np.array([number.get(label, -1) for label in self.index.label.iloc[rows]], np.int64)
 
 
 def augmentation(rotation: float, intensity: bool) -> A.Compose:
@@ -133,6 +134,31 @@ def augmentation(rotation: float, intensity: bool) -> A.Compose:
     return A.Compose(steps)
 
 
+SEES = ("lungs", "whole", "outside", "shape", "shuffled")
+
+
+def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random.Generator) -> np.ndarray:
+    """What a classifier is shown of an X-ray (S, S) in [0, 1] and its lung mask (S, S): (S, S) float32 in [−1, 1].
+
+    "lungs" is what MANet is about. The others are controls, which tell how much of an accuracy needs lung tissue:
+    the "whole" picture; the "outside", with the lungs blacked out; the mask's "shape" alone; and the lungs
+    "shuffled", their pixels put in random places within the mask, which keeps shape and brightness but no texture.
+    """
+    inside = mask > 0
+    if sees == "whole":
+        return 2 * to_unit_range(image) - 1
+    if sees == "outside":
+        return segmented_lungs(image, ~inside)
+    if sees == "shape":
+        return 2 * inside.astype(np.float32) - 1
+    if sees == "shuffled":
+        image = image.copy()
+        image[inside] = rng.permutation(image[inside])
+    elif sees != "lungs":
+        raise ValueError(f"There is no input {sees!r}; choose one of: {', '.join(SEES)}.")
+    return segmented_lungs(image, mask)
+
+
 class LungPictures(Dataset):
     """Items for one epoch after another; set the attribute `epoch` before each.
 
@@ -142,14 +168,24 @@ class LungPictures(Dataset):
 
     Args:
         task: "segment" gives (image in [0, 1], mask), float32 (1, S, S);
-            "classify" gives (segmented lungs in [−1, 1], mask, class number).
+            "classify" gives (what the network sees in [−1, 1], mask, class number).
         lungs: (N, S, S) bool, the masks to use, by row of `pictures`.
         augment: None for validation and testing.
+        sees: one of `SEES`, see `network_input`.
     """
 
-    def __init__(self, task: str, pictures: Pictures, rows: np.ndarray, lungs: np.ndarray, augment=None, seed: int = 0):
+    def __init__(
+        self,
+        task: str,
+        pictures: Pictures,
+        rows: np.ndarray,
+        lungs: np.ndarray,
+        augment: A.Compose | None = None,
+        seed: int = 0,
+        sees: str = "lungs",
+    ):
         self.task, self.pictures, self.rows, self.lungs = task, pictures, rows, lungs
-        self.augment, self.seed, self.epoch = augment, seed, 0
+        self.augment, self.seed, self.epoch, self.sees = augment, seed, 0, sees
         self.labels = pictures.labels(rows) if task == "classify" else None
 
     def __len__(self) -> int:
@@ -167,8 +203,9 @@ class LungPictures(Dataset):
         image = image.astype(np.float32) / 255
         if self.task == "segment":
             return torch.from_numpy(to_unit_range(image))[None], torch.from_numpy(mask.astype(np.float32))[None]
-        lungs = segmented_lungs(image, mask)
-        return torch.from_numpy(lungs)[None], torch.from_numpy(mask.astype(np.float32))[None], self.labels[item]
+        rng = np.random.default_rng((self.seed, self.epoch, item))
+        seen = network_input(image, mask, self.sees, rng)
+        return torch.from_numpy(seen)[None], torch.from_numpy(mask.astype(np.float32))[None], self.labels[item]
 
 
 def predicted_lungs(pictures: Pictures, weights: str | Path) -> np.ndarray:

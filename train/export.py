@@ -100,6 +100,8 @@ def main() -> None:
         raise SystemExit(
             f"{args.run} was trained on a split by image, with test patients in it: it is not to be shipped."
         )
+    if settings.get("sees", "lungs") != "lungs":
+        raise SystemExit(f"{args.run} is a control that does not see the lungs as the page shows them: do not ship it.")
     name = settings.get("model", "resunet")
     file = args.weights / f"{name}.safetensors"
     # Running statistics stay float32: they are few, and a tiny variance would be lost in fp16.

@@ -1,0 +1,54 @@
+"""Do probabilities mean what they say? Temperature scaling and the errors that it mends (Guo 2017)."""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T > 0 for which softmax(logits / T) has the least cross entropy; logits (N, K), labels (N,)."""
+
+    def loss(log_t: float) -> float:
+        return -log_softmax(logits / np.exp(log_t), 1)[np.arange(len(labels)), labels].mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[dict]:
+    """Per bin of the highest probability, over equal widths: {"confidence", "accuracy", "n"}; empty bins are left out.
+
+    Args:
+        probabilities: (N, K), rows sum to 1.
+        labels: (N,) class numbers.
+    """
+    confidence, hit = probabilities.max(1), probabilities.argmax(1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [
+        {"confidence": float(confidence[at].mean()), "accuracy": float(hit[at].mean()), "n": int(at.sum())}
+        for at in (which == b for b in range(bins))
+        if at.any()
+    ]
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over the bins of `reliability`, weighted by their n."""
+    rows = reliability(probabilities, labels, bins)
+    return sum(r["n"] * abs(r["confidence"] - r["accuracy"]) for r in rows) / len(labels)
+
+
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean squared distance of the probabilities (N, K) from the truth, summed over classes: 0 to 2."""
+    return float(((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1).mean())
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict:
+    """ECE, Brier score and reliability at T = 1 and at `temperature`."""
+    out = {"n": len(labels)}
+    for name, t in (("before", 1.0), ("after", temperature)):
+        p = softmax(logits / t, 1)
+        out[name] = {
+            "ece": expected_calibration_error(p, labels),
+            "brier": brier(p, labels),
+            "reliability": reliability(p, labels),
+        }
+    return out

@@ -1,0 +1,43 @@
+"""Is one X-ray in two splits? Patients by their names, pictures by a perceptual hash."""
+
+import numpy as np
+import pandas as pd
+from scipy.fft import dctn
+from skimage.transform import resize
+
+
+def perceptual_hash(image: np.ndarray) -> np.ndarray:
+    """Signs of the 63 lowest frequencies of a picture (H, W) shrunk to 32×32, against their median: (63,) bool.
+
+    Two files of the same radiograph, in another size, brightness, contrast or compression, differ in few bits.
+    """
+    small = resize(image, (32, 32), anti_aliasing=True)
+    low = dctn(small, norm="ortho")[:8, :8].ravel()[1:]
+    return low > np.median(low)
+
+
+def near_duplicates(images: np.ndarray, index: pd.DataFrame, bits: int, closeness: float = 0.97) -> pd.DataFrame:
+    """Pairs of pictures in different splits that are nearly the same: columns a, b (rows), bits, correlation.
+
+    Pairs whose hashes differ in at most `bits` are compared pixel by pixel at 64×64; those correlated by at least
+    `closeness` after shrinking count.
+    """
+    hashes = np.stack([perceptual_hash(image) for image in images]).astype(np.int16)
+    small = np.stack([resize(image, (64, 64), anti_aliasing=True).ravel() for image in images])
+    small = small - small.mean(1, keepdims=True)
+    small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-9)
+    split = index.split.to_numpy()
+    found = []
+    for a in range(len(hashes)):
+        distance = np.abs(hashes[a + 1 :] - hashes[a]).sum(1)
+        for b in a + 1 + np.flatnonzero((distance <= bits) & (split[a + 1 :] != split[a])):
+            correlation = float(small[a] @ small[b])
+            if correlation >= closeness:
+                found.append((a, int(b), int(distance[b - a - 1]), correlation))
+    return pd.DataFrame(found, columns=["a", "b", "bits", "correlation"])
+
+
+def crossing_patients(index: pd.DataFrame) -> list[str]:
+    """Patients that are in more than one split."""
+    splits = index.groupby("patient").split.nunique()
+    return sorted(splits.index[splits > 1])

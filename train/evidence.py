@@ -1,0 +1,387 @@
+"""How much of it is true? What a critic would ask of the shipped weights, answered with numbers.
+
+    python -m train.evidence --data DATA
+
+writes results/evidence.json and evidence.md: accuracy on other hospitals'
+X-rays, what networks score without any lung tissue, whether their features know
+the source, how calibrated they are, where their heatmaps lie and whether those
+places matter, what disturbs them, and whether a patient or a picture is in two
+splits. Intervals are 95 % bootstrap over patients.
+
+The controls are trainings of their own; `--controls` is the folder that holds
+them, each below the name of what it sees:
+
+    for sees in lungs whole outside shape shuffled; do
+      python -m train.classify --data DATA --model efficientnet_lite0 --sees $sees --out runs/controls/$sees \\
+          --imagenet --epochs 6 --batch 32 --optimizer adamw --lr 1e-3 --weight-decay 0.01 --schedule onecycle
+    done
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from manet_core import CLASSES, create_classifier, list_models
+from manet_core.weights import MANIFEST, load_network, read_manifest
+
+from . import attention_study, robustness
+from .calibration import calibration, fit_temperature
+from .data import SEES, LungPictures, Pictures, predicted_lungs
+from .duplicates import crossing_patients, near_duplicates
+from .evaluate import bootstrap_weights, interval, percent, read_test, write_between
+
+# what other hospitals' X-rays show, and which answers count as right
+EXTERNAL = {
+    "COVID-19": (["COVID-19"], ["COVID-19"]),
+    "tuberculosis": (["Tuberculosis"], ["Tuberculosis"]),
+    "adult normals": (["Normal"], ["Normal"]),
+    "adult pneumonia": (
+        ["Bacterial pneumonia", "Viral pneumonia", "Pneumonia (unspecified)"],
+        ["Bacterial pneumonia", "Viral pneumonia"],
+    ),
+}
+
+HEATMAP_MEASURES = """\
+In lung: share of the heatmap inside the mask; mask attention silences features outside, so its share is high by
+construction. Spread: entropy, 1 for an even map. Deletion and insertion: what the network's own heatmap gains over that
+of another X-ray when lung tissue is covered, or uncovered, hottest first; above 0, it points at what the network uses.
+As random: correlation with the heatmap of the same architecture with random weights."""
+
+
+@torch.inference_mode()
+def read_out(net: nn.Module, dataset: LungPictures, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, 5) and pooled last features (N, C), both float32, of a data set in its order."""
+    device = next(net.parameters()).device
+    logits, pooled = [], []
+    for image, mask, *_ in tqdm(DataLoader(dataset, 16), name, unit="batch of 16"):
+        features = net.forward_features(image.to(device, memory_format=torch.channels_last), mask.to(device))
+        logits.append(net.forward_head(features).float().cpu().numpy())
+        pooled.append(features.mean((2, 3)).float().cpu().numpy())
+    return np.concatenate(logits), np.concatenate(pooled)
+
+
+def external(probabilities: np.ndarray, index) -> dict:
+    """Share of X-rays called right in each external group and in each of its sources; `index` has the same rows."""
+    called = np.array(CLASSES)[probabilities.argmax(1)]
+    out = {}
+    for group, (labels, answers) in EXTERNAL.items():
+        at = (index.split == "external") & index.label.isin(labels)
+        if not at.any():
+            continue
+        parts = {"all": at} | {s: at & (index.source == s) for s in sorted(index.source[at].unique())}
+        out[group] = {}
+        for part, rows in parts.items():
+            rows = rows.to_numpy()
+            right = np.isin(called[rows], answers).astype(float)
+            weights = bootstrap_weights(index.patient.to_numpy()[rows])
+            out[group][part] = {
+                "n": int(rows.sum()),
+                "right": interval(right.mean(), weights @ right / weights.sum(1)),
+                "called": {name: int((called[rows] == name).sum()) for name in CLASSES},
+            }
+    return out
+
+
+def probe(features: np.ndarray, target: np.ndarray, patients: np.ndarray) -> dict:
+    """How well a linear probe reads `target` (N,) off frozen features (N, C): balanced accuracy, chance beside it.
+
+    Five-fold cross-validation; no patient is in two folds.
+    """
+    folds = GroupKFold(min(5, len(np.unique(patients))))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500, class_weight="balanced"))
+    predicted = cross_val_predict(model, features, target, groups=patients, cv=folds)
+    weights = bootstrap_weights(patients, 200)
+    kinds = np.unique(target)
+    with np.errstate(invalid="ignore"):  # a draw may lack a kind; its figure is then no number, and left out
+        recalls = [
+            (weights[:, target == k] @ (predicted[target == k] == k)) / weights[:, target == k].sum(1) for k in kinds
+        ]
+    drawn = np.mean(recalls, axis=0)
+    value = balanced_accuracy_score(target, predicted)
+    counts = {str(k): int((target == k).sum()) for k in kinds}
+    return {"balanced_accuracy": interval(value, drawn), "chance": 1 / len(kinds), "n": counts}
+
+
+def study(args: argparse.Namespace, name: str, entry: dict) -> tuple[dict, np.ndarray]:
+    """All that is measured of one shipped classifier by reading X-rays once; and its probabilities on test."""
+    pictures = Pictures(args.data, entry["preprocessing"]["size"], args.cache)
+    rows = pictures.rows("val", "test", "external")
+    index = pictures.index.iloc[rows].reset_index(drop=True)
+    dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights))
+    logits, features = read_out(load_network(args.weights, name, args.device), dataset, name)
+    labels = dataset.labels
+    val, test = (((index.split == split) & (labels >= 0)).to_numpy() for split in ("val", "test"))
+    temperature = fit_temperature(logits[val], labels[val])
+    probabilities = softmax(logits / temperature, 1)
+    truth = labels[test]
+    patients = index.patient.to_numpy()
+
+    per_source = {}
+    for source in sorted(index.source[test].unique()):
+        here = test & (index.source == source).to_numpy()
+        weights = bootstrap_weights(patients[here])
+        per_source[source] = read_test(probabilities[here], labels[here], weights)
+    normal = (index.label == "Normal").to_numpy()
+    ours = test | val
+    out = {
+        "test": read_test(probabilities[test], truth, bootstrap_weights(patients[test])),
+        "test_by_source": per_source,
+        "external": external(probabilities, index),
+        "calibration": {"temperature": temperature, "test": calibration(logits[test], truth, temperature)},
+        "source_probe": {
+            "all classes, our three carriers": probe(
+                features[ours], index.source[ours].replace("montgomery", "shenzhen").to_numpy(), patients[ours]
+            ),
+            "normals only, five sources": probe(
+                features[normal], index.source[normal].to_numpy(), patients[normal]
+            ),
+        },
+    }  # fmt: skip
+    return out, probabilities[test]
+
+
+def agreement(probabilities: dict[str, np.ndarray], truth: np.ndarray, patients: np.ndarray) -> dict:
+    """How accurate the majority is on all X-rays, on those on which all networks agree, and on the rest."""
+    called = np.stack([p.argmax(1) for p in probabilities.values()])
+    votes = np.stack([(called == k).sum(0) for k in range(len(CLASSES))])
+    right, same = (votes.argmax(0) == truth).astype(float), votes.max(0) == len(called)
+    groups = {}
+    for name, rows in (("all", np.ones(len(truth), bool)), ("unanimous", same), ("divided", ~same)):
+        if rows.any():
+            weights = bootstrap_weights(patients[rows])
+            figure = interval(right[rows].mean(), weights @ right[rows] / weights.sum(1))
+            groups[name] = {"n": int(rows.sum()), "accuracy": figure}
+    return {"models": list(probabilities), "share_unanimous": float(same.mean()), "groups": groups}
+
+
+def controls(args: argparse.Namespace) -> dict:
+    """Test accuracy of trainings that see something else than the lungs, for those that are finished."""
+    out = {}
+    for sees in SEES:
+        run = args.controls / sees
+        if not (run / "result.json").exists():
+            continue
+        settings = json.loads((run / "result.json").read_text())["settings"]
+        pictures = Pictures(args.data, settings["size"], args.cache)
+        rows = pictures.rows("test", labelled=True)
+        dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights), sees=sees)
+        net = create_classifier(settings["model"]).eval()
+        net.load_state_dict(load_file(run / "best.safetensors"))
+        logits, _ = read_out(net.to(args.device), dataset, f"control: {sees}")
+        patients = pictures.index.patient.to_numpy()[rows]
+        figures = read_test(softmax(logits, 1), dataset.labels, bootstrap_weights(patients))
+        out[sees] = {"model": settings["model"], "epochs": settings["epochs"], **figures}
+    return out
+
+
+def splits(args: argparse.Namespace) -> dict:
+    """Patients and near-duplicates that cross the splits."""
+    pictures = Pictures(args.data, 224, args.cache)
+    pairs = near_duplicates(pictures.images, pictures.index, bits=6)
+    split, label = pictures.index.split.to_numpy(), pictures.index.label.to_numpy()
+    kinds = [" – ".join(sorted((split[a], split[b]))) for a, b in zip(pairs.a, pairs.b)]
+    return {
+        "patients_crossing": len(crossing_patients(pictures.index)),
+        "near_duplicates": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "of_another_label": int(sum(label[a] != label[b] for a, b in zip(pairs.a, pairs.b))),
+        "pictures": len(pictures.index),
+    }
+
+
+def heatmaps(args: argparse.Namespace, entries: dict) -> dict:
+    """`attention_study.measure` on an even sample of the test split, as means with intervals and paired differences."""
+    names = list(entries)
+    nets = {name: load_network(args.weights, name, args.device) for name in names}
+    torch.manual_seed(0)
+    randomised = {name: create_classifier(name).eval().to(args.device) for name in names}
+    pictures = Pictures(args.data, entries[names[0]]["preprocessing"]["size"], args.cache)
+    rows = pictures.rows("test", labelled=True)
+    dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights))
+    each = max(1, args.heatmaps // len(CLASSES))
+    items = np.concatenate([np.flatnonzero(dataset.labels == k)[:each] for k in range(len(CLASSES))])
+    measured = attention_study.measure(nets, randomised, dataset, np.random.default_rng(0).permutation(items))
+    weights = np.random.default_rng(0).multinomial(len(items), np.full(len(items), 1 / len(items)), 2000)
+
+    def mean(values: np.ndarray) -> dict:
+        known = np.isfinite(values)
+        drawn = weights[:, known] @ values[known] / np.maximum(weights[:, known].sum(1), 1)
+        return interval(values[known].mean(), drawn) if known.any() else interval(np.nan, np.full(2, np.nan))
+
+    out = {"n": len(items), "agreement": {pair: mean(v) for pair, v in measured.pop("agreement").items()}, "models": {}}
+    for name, values in measured.items():
+        plain = name.removesuffix("_ma").removesuffix("_cbam")
+        out["models"][name] = {measure: mean(v) for measure, v in values.items()}
+        if name != plain and plain in measured:
+            out["models"][name]["minus plain"] = {m: mean(v - measured[plain][m]) for m, v in values.items()}
+    return out
+
+
+def disturbances(args: argparse.Namespace, entries: dict) -> dict:
+    """Test accuracy of each network under each of `robustness.CHANGES`."""
+    size = next(iter(entries.values()))["preprocessing"]["size"]
+    nets = {name: load_network(args.weights, name, args.device) for name in entries}
+    segmenter = load_network(args.weights, "resunet", args.device)
+    pictures = Pictures(args.data, size, args.cache)
+    rows = pictures.rows("test", labelled=True)
+    weights = bootstrap_weights(pictures.index.patient.to_numpy()[rows])
+    mask_size = read_manifest(args.weights)["resunet"]["preprocessing"]["size"]
+    out = {}
+    for name, change in tqdm(robustness.CHANGES.items(), "changes"):
+        right = robustness.accuracy_under(
+            change, pictures.images[rows], pictures.labels(rows), segmenter, mask_size, nets
+        )
+        out[name] = {net: interval(r.mean(), weights @ r / weights.sum(1)) for net, r in right.items()}
+    return out
+
+
+def markdown(evidence: dict) -> str:
+    """The evidence as one page of tables."""
+
+    def table(head: list, rows: list) -> list[str]:
+        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows] + [""]
+
+    models = evidence["models"]
+    names = [f"`{name}`" for name in models]
+    lines = ["# Is it true?", "", "Written by `python -m train.evidence`; intervals are 95 % bootstrap over patients."]
+
+    lines += ["", "## Other hospitals", "", "Share of X-rays called right, % (95 % CI). Never trained or tuned on.", ""]
+    rows = [["our test split, all classes", models[next(iter(models))]["test"]["n"],
+             *(percent(m["test"]["accuracy"]) for m in models.values())]]  # fmt: skip
+    for group, parts in models[next(iter(models))]["external"].items():
+        for part, figures in parts.items():
+            cells = [percent(m["external"][group][part]["right"]) for m in models.values()]
+            rows.append([f"**{group}**" if part == "all" else f"{group}: {part}", figures["n"], *cells])
+    lines += table(["X-rays", "n", *names], rows)
+
+    lines += ["## Without lung tissue", ""]
+    if evidence["controls"]:
+        head = ["what the network saw", "network", "epochs", "test accuracy, % (95 % CI)"]
+        lines += table(head, [[sees, f"`{c['model']}`", c["epochs"], percent(c["accuracy"])]
+                              for sees, c in evidence["controls"].items()])  # fmt: skip
+    else:
+        lines += ["The controls have not been trained; `python -m train.evidence --help` says how.", ""]
+
+    lines += ["## Do the features know the source?", "", "Balanced accuracy of a linear probe, % (95 % CI).", ""]
+    rows = []
+    for what, first in models[next(iter(models))]["source_probe"].items():
+        cells = [percent(m["source_probe"][what]["balanced_accuracy"]) for m in models.values()]
+        rows.append([what, f"{100 * first['chance']:.0f}", *cells])
+    lines += table(["", "chance", *names], rows)
+
+    lines += ["## Calibration on test", ""]
+    rows = []
+    for name, m in models.items():
+        c = m["calibration"]
+        figures = [c["test"][when][what] for what in ("ece", "brier") for when in ("before", "after")]
+        rows.append([f"`{name}`", f"{c['temperature']:.2f}", *(f"{figure:.3f}" for figure in figures)])
+    lines += table(["", "temperature (from val)", "ECE before", "after", "Brier before", "after"], rows)
+
+    lines += ["## When all networks agree", ""]
+    rows = [[name, group["n"], percent(group["accuracy"])] for name, group in evidence["agreement"]["groups"].items()]
+    lines += table(["X-rays", "n", "accuracy of the majority, % (95 % CI)"], rows)
+
+    lines += ["## Heatmaps", "", f"{evidence['heatmaps']['n']} test X-rays, the true class.", ""]
+    measures, rows = ["in lung", "spread", "deletion", "insertion", "as random"], []
+
+    def cells(figures: dict) -> list[str]:
+        return ["{value:.3f} ({low:.3f} to {high:.3f})".format(**figures[measure]) for measure in measures]
+
+    for name, m in evidence["heatmaps"]["models"].items():
+        rows.append([f"`{name}`", *cells(m)])
+        if "minus plain" in m:
+            rows.append([f"`{name}` − plain", *cells(m["minus plain"])])
+    lines += table(["", *measures], rows)
+    lines += [HEATMAP_MEASURES, ""]
+
+    lines += ["## Disturbances", "", "Test accuracy, % (95 % CI).", ""]
+    rows = [[change, *(percent(f[name]) for name in models)] for change, f in evidence["disturbances"].items()]
+    lines += table(["", *names], rows)
+
+    s = evidence["splits"]
+    lines += ["## Splits", "", f"* patients in more than one split: {s['patients_crossing']}"]
+    pairs = ", ".join(f"{kind}: {n}" for kind, n in s["near_duplicates"].items()) or "none"
+    lines += [f"* near-duplicates across splits, of {s['pictures']} pictures: {pairs}"]
+    lines += [f"* of these with another label: {s['of_another_label']}"]
+    return "\n".join(lines) + "\n"
+
+
+def headline(evidence: dict) -> str:
+    """The figures that belong beside every accuracy: test, other hospitals, and without lung tissue."""
+    outside = evidence["controls"].get("outside")
+    without = percent(outside["accuracy"]) if outside else "not measured"
+    groups = list(next(iter(evidence["models"].values()))["external"])
+    lines = ["| share called right, % (95 % CI) | our test split | " + " | ".join(f"other: {g}" for g in groups) + " |"]
+    lines.append("|" + "---|" * (2 + len(groups)))
+    for name, m in evidence["models"].items():
+        cells = [percent(m["external"][group]["all"]["right"]) for group in groups]
+        lines.append(f"| `{name}` | {percent(m['test']['accuracy'])} | " + " | ".join(cells) + " |")
+    lines.append(
+        f"| a network trained with the lungs blacked out | {without} | " + " | ".join("–" for _ in groups) + " |"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def record(evidence: dict, weights: Path) -> None:
+    """Put temperatures into the manifest, which the pipeline uses, and the headline into model card and README."""
+    models = read_manifest(weights)
+    for name, figures in evidence["models"].items():
+        models[name]["temperature"] = figures["calibration"]["temperature"]
+    (weights / MANIFEST).write_text(json.dumps({"models": models}, indent=2) + "\n")
+    for path in (weights / "MODEL_CARD.md", weights.parent / "README.md"):
+        if path.exists():
+            write_between(path, "evidence", headline(evidence))
+
+
+def main() -> None:
+    """Measure all of it and write the page."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA"
+    )
+    p.add_argument("--weights", default="weights", type=Path)
+    p.add_argument("--controls", default="runs/controls", type=Path, help="folder with the controls' trainings")
+    p.add_argument("--cache", default="runs/cache")
+    p.add_argument("--out", default="results", type=Path)
+    p.add_argument("--heatmaps", type=int, default=100, help="test X-rays whose heatmaps are studied")
+    p.add_argument("--record", action="store_true", help="write temperatures and headline into manifest, card, README")
+    args = p.parse_args()
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    shipped = read_manifest(args.weights)
+    entries = {name: shipped[name] for name in list_models() if name in shipped}
+
+    evidence, probabilities = {"models": {}}, {}
+    for name, entry in entries.items():
+        evidence["models"][name], probabilities[name] = study(args, name, entry)
+    pictures = Pictures(args.data, 224, args.cache)
+    rows = pictures.rows("test", labelled=True)
+    patients = pictures.index.patient.to_numpy()[rows]
+    evidence["agreement"] = agreement(probabilities, pictures.labels(rows), patients)
+    evidence["controls"] = controls(args)
+    evidence["heatmaps"] = heatmaps(args, entries)
+    evidence["disturbances"] = disturbances(args, entries)
+    evidence["splits"] = splits(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "evidence.json").write_text(json.dumps(evidence, indent=2) + "\n")
+    (args.out / "evidence.md").write_text(markdown(evidence))
+    print(markdown(evidence))
+    if args.record:
+        record(evidence, args.weights)
+
+
+if __name__ == "__main__":
+    main()
