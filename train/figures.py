@@ -1,6 +1,5 @@
 """The paper's figures 9 and 10."""
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,10 +38,10 @@ def validation_curves(runs: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def heatmaps(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
+def heatmaps(out: Path, runs: list[dict]) -> Iterator[Path]:
     """Fig. 9: Grad-CAM for the true class, one test X-ray a class, a row for each attention of a backbone.
 
-    The best trial of each network, on the split by patient where there is one. These show X-rays.
+    The best trial of each network; a figure for each backbone and split, written into `out`. They show X-rays.
     """
     for split in ("patient", "image"):
         for backbone in dict.fromkeys(split_name(run["model"])[0] for run in runs if run["split"] == split):
@@ -50,12 +49,12 @@ def heatmaps(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
             best = {}
             for run in sorted(trained, key=lambda run: (run["probabilities"].argmax(1) == run["labels"]).mean()):
                 best[run["model"]] = run
-            yield _heatmap_grid(args, split, backbone, [best[name] for name in sorted(best)])
+            yield _heatmap_grid(out / f"fig9-{backbone}-{split}.png", [best[name] for name in sorted(best)])
 
 
-def _heatmap_grid(args: argparse.Namespace, split: str, backbone: str, runs: list[dict]) -> Path:
+def _heatmap_grid(path: Path, runs: list[dict]) -> Path:
     size = runs[0]["size"]
-    dataset = lung_pictures(argparse.Namespace(**vars(args) | dict(split=split, size=size, seed=0)), "test")
+    dataset = lung_pictures(runs[0]["options"], "test")
     items = {k: int(np.flatnonzero(dataset.labels == k)[0]) for k in range(len(CLASSES)) if (dataset.labels == k).any()}
     figure = Figure(figsize=(2.4 * len(items), 2.5 * (len(runs) + 1)), layout="constrained")
     grid = figure.subplots(len(runs) + 1, len(items), squeeze=False)
@@ -76,6 +75,5 @@ def _heatmap_grid(args: argparse.Namespace, split: str, backbone: str, runs: lis
             axes.set_title(f"{run['model']}: {probabilities[label]:.0%}", fontsize=8)
     for axes in grid.flat:
         axes.set_axis_off()
-    path = args.out / f"fig9-{backbone}-{split}.png"
     figure.savefig(path, dpi=120)
     return path

@@ -105,7 +105,8 @@ def finished_runs(args: argparse.Namespace) -> list[dict]:
             continue
         result = json.loads(path.read_text())
         settings = result["settings"]
-        where = argparse.Namespace(**vars(args) | dict(split=split, size=settings["size"], seed=0))
+        trained = dict(split=split, size=settings["size"], sees=settings.get("sees", "lungs"))
+        where = argparse.Namespace(**vars(args) | trained)
         dataset = classify.lung_pictures(where, "test")
         weights, cached = path.with_name("best.safetensors"), path.with_name("test.npy")
         if not cached.exists() or cached.stat().st_mtime < weights.stat().st_mtime:
@@ -120,6 +121,7 @@ def finished_runs(args: argparse.Namespace) -> list[dict]:
                 "model": model,
                 "trial": int(trial),
                 "folder": path.parent,
+                "options": where,
                 "probabilities": np.load(cached),
                 "labels": dataset.labels,
                 "patients": dataset.pictures.index.patient.to_numpy()[dataset.rows],
@@ -178,7 +180,7 @@ def main() -> None:
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (folder / "tables.md").write_text(tables.markdown(results))
         figures.validation_curves(runs, folder / "fig10.png")
-    for path in figures.heatmaps(args, runs):
+    for path in figures.heatmaps(args.out, runs):
         print(f"{path} shows X-rays: do not publish it unless their licences allow it")
     print(tables.markdown(results))
 

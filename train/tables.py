@@ -18,7 +18,7 @@ from .evaluate import bootstrap_weights, interval, percent, read_masks
 OWN_OPTIONS = ("models", "trials", "split", "jobs", "repeats", "report", "record", "out")
 
 # settings that make a recipe; seed and model do not
-RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init")
+RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees")
 
 # MANet, Table 2: mean test accuracy of three trials, %
 PAPER_ACCURACY = {
@@ -211,9 +211,10 @@ def _points(figure: dict | None) -> str:
 
 def _recipe(recipe: dict) -> str:
     start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
+    control = "" if recipe.get("sees") in (None, "lungs") else f", CONTROL: sees {recipe['sees']}"
     return (
         f"{recipe['epochs']} epochs, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
-        f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}"
+        f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}{control}"
     )
 
 
