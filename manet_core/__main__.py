@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from .pipeline import Pipeline
@@ -50,7 +51,8 @@ def models(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         shipped = {}
     for name in list_models():
-        parameters = sum(p.numel() for p in create_classifier(name).parameters())
+        with torch.device("meta"):  # counts without allocating
+            parameters = sum(p.numel() for p in create_classifier(name).parameters())
         print(f"{name:26}{parameters / 1e6:8.2f} M parameters   {'weights' if name in shipped else 'no weights'}")
     return 0
 
