@@ -129,22 +129,32 @@ class MaskModule(nn.Module):
 
 
 class MaskInceptionA(MaskModule, InceptionA):
+    """5×5 beside two 3×3, of equal reach."""
+
     path = ("branch5x5_2",)
 
 
 class MaskInceptionB(MaskModule, InceptionB):
+    """Reduction to half the size; its second 3×3 halves."""
+
     path = ("branch3x3dbl_2", "branch3x3dbl_3")
 
 
 class MaskInceptionC(MaskModule, InceptionC):
+    """Factorised 7×7, twice in a row."""
+
     path = ("branch7x7dbl_2", "branch7x7dbl_3", "branch7x7dbl_4", "branch7x7dbl_5")
 
 
 class MaskInceptionD(MaskModule, InceptionD):
+    """Reduction to half the size; the 3×3 after a factorised 7×7 halves."""
+
     path = ("branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4")
 
 
 class MaskInceptionE(MaskModule, InceptionE):
+    """3×3, then 1×3 and 3×1 side by side, of equal reach."""
+
     path = ("branch3x3dbl_2", "branch3x3dbl_3a")
 
 

@@ -9,7 +9,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
 from manet_core.weights import read_manifest
-from train import benchmark, evaluate
+from train import benchmark, evaluate, evidence
 
 README = (ROOT / "README.md").read_text()
 CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text()
@@ -24,6 +24,9 @@ def test_tables_are_drawn_from_the_results():
     assert tables in README and tables in CARD
     assert (ROOT / "results" / "evaluation.md").read_text() == tables
     assert benchmark.table(result("benchmark")) in README
+    headline = evidence.headline(result("evidence"))
+    assert headline in README and headline in CARD
+    assert (ROOT / "results" / "evidence.md").read_text() == evidence.markdown(result("evidence"))
 
 
 def test_manifest_holds_the_same_figures_and_hashes(weights):
@@ -32,6 +35,12 @@ def test_manifest_holds_the_same_figures_and_hashes(weights):
     assert entries.keys() - {"resunet"} == results["classification"].keys()
     for name, figures in results["classification"].items():
         assert entries[name]["figures"]["test"] == figures
+
+
+def test_temperatures_are_those_of_the_evidence(weights):
+    entries = read_manifest(weights)
+    for name, figures in result("evidence")["models"].items():
+        assert entries[name]["temperature"] == figures["calibration"]["temperature"]
 
 
 def test_model_card_names_every_network(weights):

@@ -190,7 +190,8 @@ def test_pipeline_and_training_see_the_same_input(pipe, index, weights, tmp_path
     for (image, mask, _), cached, path in zip(dataset, pictures.images, rows.image):
         assert np.abs(resize(load_xray(path).pixels, 224) * 255 - cached).max() <= 0.5
         with torch.inference_mode():
-            p = pipe.classifiers[name](image[None], mask[None]).softmax(1)[0].numpy()
+            logits = pipe.classifiers[name](image[None], mask[None])[0]
+        p = (logits / pipe.entries[name]["temperature"]).softmax(0).numpy()
         reading = pipe.analyze(XRay(cached.astype(np.float32) / 255), models=[name]).readings[name]
         np.testing.assert_allclose(list(reading.probabilities.values()), p, atol=1e-4)
 

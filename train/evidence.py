@@ -146,7 +146,7 @@ def study(args: argparse.Namespace, name: str, entry: dict) -> tuple[dict, np.nd
             "all classes, our three carriers": probe(
                 features[ours], index.source[ours].replace("montgomery", "shenzhen").to_numpy(), patients[ours]
             ),
-            "normals only, five sources": probe(
+            "normals only, all sources": probe(
                 features[normal], index.source[normal].to_numpy(), patients[normal]
             ),
         },
@@ -357,7 +357,7 @@ def main() -> None:
     p.add_argument("--controls", default="runs/controls", type=Path, help="folder with the controls' trainings")
     p.add_argument("--cache", default="runs/cache")
     p.add_argument("--out", default="results", type=Path)
-    p.add_argument("--heatmaps", type=int, default=100, help="test X-rays whose heatmaps are studied")
+    p.add_argument("--heatmaps", type=int, default=50, help="test X-rays whose heatmaps are studied")
     p.add_argument("--record", action="store_true", help="write temperatures and headline into manifest, card, README")
     args = p.parse_args()
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
