@@ -156,7 +156,7 @@ def main() -> None:
     p.add_argument("--models", nargs="+", choices=list_models(), default=PAPERS_TEN, metavar="MODEL")
     p.add_argument("--trials", type=int, default=3)
     p.add_argument("--split", nargs="+", choices=["patient", "image"], default=["patient", "image"])
-    p.add_argument("--jobs", type=int, default=1, help="trainings side by side; 3 or 4 fill a large GPU at 224 px")
+    p.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     p.add_argument("--repeats", type=int, default=25, help="timings of each pair in Table 3")
     p.add_argument("--report", action="store_true", help="train nothing")
     p.add_argument(
