@@ -19,17 +19,32 @@ import gradio as gr  # noqa: E402
 from manet_core import Pipeline, WeightsError, XRay, XRayError  # noqa: E402
 from manet_core.phantom import phantom  # noqa: E402
 from ui import render  # noqa: E402
+from ui.models import models_page  # noqa: E402
 from ui.uploads import Uploads  # noqa: E402
 
 PHANTOMS = {"Clear lungs": (0, 0.0), "Faint shadow": (1, 0.5), "Dense shadow": (2, 1.0)}  # name: (seed, opacity)
 KEEP_S = 1800  # seconds for which heatmaps wait for another class to be chosen
 ONE_AT_A_TIME = {"concurrency_id": "networks", "concurrency_limit": 1}
+WINDOW = """
+(centre, width, inverted) => {
+  const slope = (inverted ? -1 : 1) / width;
+  for (const channel of document.querySelectorAll('#window feComponentTransfer > *')) {
+    channel.setAttribute('slope', slope);
+    channel.setAttribute('intercept', 0.5 - slope * centre);
+  }
+}
+"""
 FULL_SCREEN = """
 element.addEventListener('click', event => {
   const picture = event.target.closest('.zoom');
   if (picture) document.fullscreenElement ? document.exitFullscreen() : picture.requestFullscreen();
 });
 """
+
+
+def sets(variable: str, value: str = "value") -> str:
+    """JavaScript that sets a CSS variable of the page to an expression of a control's `value`."""
+    return f"value => document.querySelector('.gradio-container').style.setProperty('{variable}', {value})"
 
 
 class Networks:
@@ -52,6 +67,7 @@ class Networks:
 
 def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
     """The page. `weights` has a manifest.json; `upload_folder` is where Gradio stores uploads."""
+    results = Path(weights).parent / "results"
     networks, uploads = Networks(weights), Uploads(upload_folder)
 
     def look_for_weights() -> str:
@@ -69,7 +85,8 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
 
         Returns:
             {"readings": {model: {"probabilities": {class: 0 to 1}, "predicted": class,
-            "in_lung": {class: 0 to 1}}}, "lung_area": 0 to 1, "height", "width",
+            "in_lung": {class: 0 to 1}}}, "lung_area": 0 to 1, "lung_areas": {"right", "left"}, "height", "width",
+            "distance": from the training X-rays, about 1 for one of them, or null,
             "warnings": [sentence], "disclaimer"}; no pixels, nothing about the patient.
         """
         try:
@@ -77,7 +94,7 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
         except (XRayError, WeightsError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def answer(read: Callable[[], XRay], explain: str) -> Iterator[dict]:
+    def answer(read: Callable[[], XRay], *view: str) -> Iterator[dict]:
         """What the page shows, stage by stage, of the X-ray that `read` returns."""
         yield {
             status: render.stage("Reading the picture …"),
@@ -105,21 +122,21 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
             pictures: render.pictures(analysis),
             result: gr.update(visible=True),
             summary: render.summary(analysis.readings),
-            cards: render.cards(analysis.readings, explain),
+            cards: render.cards(analysis.readings, render.View(*view)),
             notes: render.notes(analysis.readings),
             readings: analysis.readings,
         }
 
-    def answer_upload(file: dict, explain: str) -> Iterator[dict]:
-        yield from answer(lambda: uploads.read(file), explain)
+    def answer_upload(file: dict, *view: str) -> Iterator[dict]:
+        yield from answer(lambda: uploads.read(file), *view)
 
-    def answer_phantom(seed: int, opacity: float, explain: str) -> Iterator[dict]:
-        yield from answer(lambda: phantom(seed=seed, opacity=opacity), explain)
+    def answer_phantom(seed: int, opacity: float, *view: str) -> Iterator[dict]:
+        yield from answer(lambda: phantom(seed=seed, opacity=opacity), *view)
 
-    def redraw(found: dict | None, name: str) -> str:
+    def redraw(found: dict | None, *view: str) -> str:
         if found is None:
             return render.alert("The heatmaps have expired", ["Drop the X-ray again to see other classes."])
-        return render.cards(found, name)
+        return render.cards(found, render.View(*view))
 
     def forget(request: gr.Request) -> None:
         """Drop what the server keeps of a page that was closed."""
@@ -128,26 +145,40 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
 
     with gr.Blocks(title="MANet", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as demo:
         html = partial(gr.HTML, apply_default_css=False)
-        html(render.HEADER)
-        with gr.Row(equal_height=True):
-            drop = gr.File(label="X-ray", show_label=False, height=76, scale=3, elem_id="drop")
-            with gr.Column(scale=2, elem_classes="phantoms"):
-                html("<p>No X-ray at hand? Try a drawing: <b>synthetic phantom, not a person.</b></p>")
-                with gr.Row():
-                    buttons = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
-        status = html(elem_id="status")
-        pictures = html(render.EMPTY, elem_id="pictures", js_on_load=FULL_SCREEN)
-        with gr.Column(visible=False) as result:
-            summary = html(elem_id="summary")
-            with gr.Row(equal_height=True):
-                explain = gr.Radio(
-                    render.EXPLAIN, value=render.PREDICTED, label="Heatmaps of", scale=5, elem_id="explain"
-                )
-                opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity", min_width=180, buttons=[])
-            html(render.LEGEND)
-            cards = html(elem_id="cards", js_on_load=FULL_SCREEN)
-            notes = html(elem_id="notes")
+        html(render.HEADER + render.WINDOW)
+        with gr.Tabs():
+            with gr.Tab("Second opinion"):
+                with gr.Row(equal_height=True):
+                    drop = gr.File(label="X-ray", show_label=False, height=76, scale=3, elem_id="drop")
+                    with gr.Column(scale=2, elem_classes="phantoms"):
+                        html("<p>No X-ray at hand? Try a drawing: <b>synthetic phantom, not a person.</b></p>")
+                        with gr.Row():
+                            buttons = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
+                status = html(elem_id="status")
+                pictures = html(render.EMPTY, elem_id="pictures", js_on_load=FULL_SCREEN)
+                with gr.Column(visible=False) as result:
+                    summary = html(elem_id="summary")
+                    with gr.Row(equal_height=True):
+                        explain = gr.Radio(
+                            render.EXPLAIN, value=render.PREDICTED, label="Heatmaps of", scale=5, elem_id="explain"
+                        )
+                        opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity", min_width=180, buttons=[])
+                    with gr.Accordion("Window, colours, scale", open=False, elem_id="view"):
+                        with gr.Row(equal_height=True):
+                            centre = gr.Slider(0, 1, 0.5, step=0.01, label="Window centre", buttons=[])
+                            width = gr.Slider(0.05, 2, 1, step=0.01, label="Window width", buttons=[])
+                            inverted = gr.Checkbox(label="Invert the X-ray", min_width=120)
+                            outlined = gr.Checkbox(label="Draw the mask’s outline", min_width=120)
+                            on_lungs = gr.Checkbox(label="Heatmaps over the lungs alone", min_width=120)
+                        with gr.Row(equal_height=True):
+                            colours = gr.Radio(render.COLOUR_MAPS, value=render.COLOUR_MAP, label="Colours of heatmaps")
+                            scale = gr.Radio(render.SCALES, value=render.OWN, label="Scale of heatmaps")
+                    cards = html(elem_id="cards", js_on_load=FULL_SCREEN)
+                    notes = html(elem_id="notes")
+            with gr.Tab("Models"):
+                html(models_page(weights, results))
         readings = gr.State(time_to_live=KEEP_S)
+        view = [explain, colours, scale]  # the fields of render.View
 
         gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
             [drop.upload, *(button.click for button in buttons.values())],
@@ -156,17 +187,18 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
         )  # fmt: skip
         outputs = [drop, status, pictures, result, summary, cards, notes, readings]
         event = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"} | ONE_AT_A_TIME
-        drop.upload(answer_upload, [drop, explain], preprocess=False, trigger_mode="multiple", **event)
+        drop.upload(answer_upload, [drop, *view], preprocess=False, trigger_mode="multiple", **event)
         for name, button in buttons.items():
-            button.click(partial(answer_phantom, *PHANTOMS[name]), explain, **event)
-        explain.input(
-            redraw, [readings, explain], cards, queue=False, show_progress="hidden",
-            trigger_mode="always_last", api_visibility="private",
+            button.click(partial(answer_phantom, *PHANTOMS[name]), view, **event)
+        gr.on(
+            [control.input for control in view], redraw, [readings, *view], cards, queue=False,
+            show_progress="hidden", trigger_mode="always_last", api_visibility="private",
         )  # fmt: skip
-        opacity.input(
-            None, opacity, js="value => document.querySelector('.gradio-container').style.setProperty('--heat', value)",
-            api_visibility="private",
-        )  # fmt: skip
+        in_browser = {"fn": None, "api_visibility": "private"}
+        opacity.input(inputs=opacity, js=sets("--heat"), **in_browser)
+        gr.on([c.input for c in (centre, width, inverted)], inputs=[centre, width, inverted], js=WINDOW, **in_browser)
+        outlined.input(inputs=outlined, js=sets("--outline", "value ? 'block' : 'none'"), **in_browser)
+        on_lungs.input(inputs=on_lungs, js=sets("--under", "value ? 'var(--lungs)' : 'var(--whole)'"), **in_browser)
         demo.load(look_for_weights, None, status, show_progress="hidden", api_visibility="private")
         demo.unload(forget)
         gr.api(analyze, api_name="analyze", **ONE_AT_A_TIME)

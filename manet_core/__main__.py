@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .pipeline import Pipeline
 from .registry import create_classifier, list_models
-from .report import save_panel
+from .report import save_report
 from .weights import WeightsError, read_manifest
 from .xray import XRayError, load_xray
 
@@ -30,7 +30,7 @@ def analyze(args: argparse.Namespace) -> int:
                 print(f"{image}: {error}", file=sys.stderr)
                 results.append({"file": str(image), "error": str(error)})
                 continue
-            save_panel(analysis, args.out / panel, title=image.name)
+            save_report(analysis, args.out / panel, title=image.name, hashes=pipe.hashes)
             results.append({"file": str(image)} | analysis.to_dict())
     finally:  # what was read before a Ctrl-C is kept
         part = args.out / "results.json.part"

@@ -34,15 +34,17 @@ class Lungs:
     Attributes:
         probability: (S, S) float32 in [0, 1], as predicted.
         cleaned: (S, S) bool, thresholded at 0.5 and cleaned.
+        features: (C,) float32, the segmenter's deepest features, averaged over the picture; see `familiarity`.
     """
 
     probability: np.ndarray
     cleaned: np.ndarray
+    features: np.ndarray | None = None
 
     @classmethod
-    def from_probability(cls, probability: np.ndarray) -> "Lungs":
+    def from_probability(cls, probability: np.ndarray, features: np.ndarray | None = None) -> "Lungs":
         """Threshold and clean a predicted mask (S, S)."""
-        return cls(probability, clean_mask(probability > 0.5))
+        return cls(probability, clean_mask(probability > 0.5), features)
 
     def raw_at(self, size: tuple[int, int] | int) -> np.ndarray:
         """The mask as predicted, (H, W) bool, its outline interpolated from the probabilities."""
@@ -57,13 +59,37 @@ class Lungs:
         return resize(edited, size) > 0.5
 
 
+def sides(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The patient's right and left lung, each (H, W) bool, of a mask (H, W) bool.
+
+    The cut is where the middle third of the mask holds least lung. A mask that is
+    narrower than half the picture is taken for one lung, on the side where it lies.
+    """
+    columns = mask.sum(0)
+    width, used = len(columns), np.flatnonzero(columns)
+    if len(used) == 0:
+        return mask, mask
+    first, last = used[0], used[-1] + 1
+    if last - first < width / 2:
+        cut = width if first + last < width else 0
+    else:
+        third = (last - first) // 3
+        middle = columns[first + third : last - third]
+        cut = first + third + int(np.flatnonzero(middle == middle.min()).mean())
+    right = mask.copy()
+    right[:, cut:] = False
+    return right, mask & ~right
+
+
 @torch.inference_mode()
 def predict_lungs(segmenter: nn.Module, pictures: Sequence[np.ndarray], size: int) -> list[Lungs]:
     """Segment pictures (H, W) in [0, 1], of any shapes, together at the segmenter's input size (a square)."""
     device = next(segmenter.parameters()).device
     images = np.stack([to_unit_range(resize(picture, size)) for picture in pictures])
-    probabilities = segmenter(torch.from_numpy(images)[:, None].to(device))[:, 0].float().sigmoid().cpu().numpy()
-    return [Lungs.from_probability(probability) for probability in probabilities]
+    levels = segmenter.forward_features(torch.from_numpy(images)[:, None].to(device))
+    probabilities = segmenter.forward_head(levels)[:, 0].float().sigmoid().cpu().numpy()
+    features = levels[-1].mean((2, 3)).float().cpu().numpy()
+    return [Lungs.from_probability(*lungs) for lungs in zip(probabilities, features)]
 
 
 def mask_warnings(lungs: Lungs) -> list[str]:

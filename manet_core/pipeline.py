@@ -1,5 +1,6 @@
 """X-ray in, second opinion out: masks, readings, heatmaps, warnings."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from .familiarity import Familiarity
 from .gradcam import grad_cam, scale_maps
-from .lungs import Lungs, mask_warnings, predict_lungs
+from .lungs import Lungs, mask_warnings, predict_lungs, sides
 from .preprocess import resize, segmented_lungs
 from .quality import picture_warnings
 from .registry import list_models
@@ -33,6 +35,7 @@ class Reading:
         in_lung: {class: float in [0, 1]}, the share of the heatmap's mass inside
             the cleaned mask; NaN-free: 0 for an empty heatmap.
         native: (h, w) of the features, the resolution that a heatmap really has.
+        in_sides: {class: (right, left)}, `in_lung` by the patient's right and left lung.
     """
 
     probabilities: dict[str, float]
@@ -41,6 +44,7 @@ class Reading:
     peaks: dict[str, float]
     in_lung: dict[str, float]
     native: tuple[int, int]
+    in_sides: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class Analysis:
         segmentation: the predicted and the cleaned mask at the segmenter's size.
         readings: {model: Reading}.
         warnings: plain sentences; [] when all is well.
+        distance: how unlike the training X-rays it is, about 1 for one of them; None if the weights cannot tell.
     """
 
     original: np.ndarray = field(repr=False)
     segmentation: Lungs = field(repr=False)
     readings: dict[str, Reading]
     warnings: list[str]
+    distance: float | None = None
 
     @cached_property
     def mask_raw(self) -> np.ndarray:
@@ -74,6 +80,11 @@ class Analysis:
         """The segmented lungs, original × mask, (H, W) float32 in [0, 1]."""
         return self.original * self.mask
 
+    @property
+    def votes(self) -> dict[str, int]:
+        """{class: number of networks that predict it}, the most first."""
+        return dict(Counter(reading.predicted for reading in self.readings.values()).most_common())
+
     def heatmap(self, model: str, name: str) -> np.ndarray:
         """The heatmap of class `name` by `model`, enlarged to (H, W), float32 in [0, 1].
 
@@ -84,6 +95,7 @@ class Analysis:
 
     def to_dict(self) -> dict:
         """The result without pixels and without anything about the patient, ready for JSON."""
+        areas = [float(side.mean()) for side in sides(self.segmentation.cleaned)]
         return {
             "readings": {
                 model: {
@@ -94,8 +106,10 @@ class Analysis:
                 for model, reading in self.readings.items()
             },
             "lung_area": float(self.segmentation.cleaned.mean()),
+            "lung_areas": dict(zip(("right", "left"), areas)),
             "height": self.original.shape[0],
             "width": self.original.shape[1],
+            "distance": self.distance,
             "warnings": list(self.warnings),
             "disclaimer": DISCLAIMER,
         }
@@ -112,8 +126,14 @@ class Pipeline:
         True
     """
 
-    def __init__(self, segmenter: nn.Module, classifiers: dict[str, nn.Module], entries: dict[str, dict]):
-        self.segmenter, self.classifiers, self.entries = segmenter, classifiers, entries
+    def __init__(
+        self,
+        segmenter: nn.Module,
+        classifiers: dict[str, nn.Module],
+        entries: dict[str, dict],
+        familiarity: Familiarity | None = None,
+    ):
+        self.segmenter, self.classifiers, self.entries, self.familiarity = segmenter, classifiers, entries, familiarity
 
     @classmethod
     def load(cls, weights: str | Path = "weights", models: list[str] | None = None, device: str = "auto") -> "Pipeline":
@@ -135,12 +155,18 @@ class Pipeline:
         elif device.startswith("cuda") and not torch.cuda.is_available():
             raise WeightsError("There is no CUDA device here; use the device 'cpu' or 'auto'.")
         segmenter = load_network(weights, SEGMENTER, device)
-        return cls(segmenter, {name: load_network(weights, name, device) for name in models}, entries)
+        classifiers = {name: load_network(weights, name, device) for name in models}
+        return cls(segmenter, classifiers, entries, Familiarity.load(weights, entries[SEGMENTER]))
 
     @property
     def models(self) -> list[str]:
         """Names of the loaded classifiers."""
         return list(self.classifiers)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """{model: SHA-256 of its weights} of the loaded classifiers."""
+        return {name: self.entries[name]["sha256"] for name in self.classifiers}
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +196,11 @@ class Pipeline:
                 inputs[size] = self._input(x.pixels, segmentation, size)
             readings[name] = self._read(name, *inputs[size])
         warnings = [*x.remarks, *picture_warnings(x.pixels), *mask_warnings(segmentation)]
-        return Analysis(x.pixels, segmentation, readings, warnings)
+        distance = None
+        if self.familiarity is not None:
+            distance = self.familiarity.distance(segmentation.features)
+            warnings += self.familiarity.warnings(distance)
+        return Analysis(x.pixels, segmentation, readings, warnings, distance)
 
     def _input(
         self, pixels: np.ndarray, segmentation: Lungs, size: int
@@ -188,13 +218,14 @@ class Pipeline:
         # The temperature was fitted on the validation split; 1 is a network as trained.
         probabilities = (logits.double() / self.entries[name].get("temperature", 1.0)).softmax(0).tolist()
         heatmaps = scale_maps(maps, lungs.shape[0])
-        mass = heatmaps.sum((1, 2))
-        inside = (heatmaps * lungs).sum((1, 2)) / np.maximum(mass, 1e-7)
+        mass = np.maximum(heatmaps.sum((1, 2)), 1e-7)
+        right, left = ((heatmaps * side).sum((1, 2)) / mass for side in sides(lungs))
         return Reading(
             probabilities=dict(zip(classes, probabilities)),
             predicted=classes[int(np.argmax(probabilities))],
             heatmaps=dict(zip(classes, heatmaps)),
             peaks=dict(zip(classes, maps.amax((1, 2)).tolist())),
-            in_lung=dict(zip(classes, inside.tolist())),
+            in_lung=dict(zip(classes, (right + left).tolist())),
             native=tuple(maps.shape[-2:]),
+            in_sides=dict(zip(classes, zip(right.tolist(), left.tolist()))),
         )

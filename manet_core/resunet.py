@@ -13,6 +13,7 @@ class ResUNet(nn.Module):
         width: channels of the first level; each of the four levels below doubles them.
 
     Height and width are free; multiples of 16 keep the levels aligned.
+    `forward` is `forward_head` of `forward_features`.
     """
 
     def __init__(self, in_channels: int = 1, width: int = 32):
@@ -26,16 +27,23 @@ class ResUNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
-    def forward(self, image: Tensor) -> Tensor:
-        skips = [self.stem(image)]
+    def forward_features(self, image: Tensor) -> list[Tensor]:
+        """Features of the five levels, (B, width · 2**i, H / 2**i, W / 2**i), the deepest last."""
+        levels = [self.stem(image)]
         for down in self.down:
-            skips.append(down(skips[-1]))
-        x = skips.pop()
-        for up in self.up:
-            skip = skips.pop()
+            levels.append(down(levels[-1]))
+        return levels
+
+    def forward_head(self, levels: list[Tensor]) -> Tensor:
+        """Mask logits (B, 1, H, W) of what `forward_features` returns."""
+        x = levels[-1]
+        for up, skip in zip(self.up, levels[-2::-1]):
             x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
             x = up(torch.cat([skip, x], 1))
         return self.head(x)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(image))
 
 
 def _residual(inputs: int, outputs: int, stride: int = 1) -> BasicBlock:

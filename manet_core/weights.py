@@ -45,6 +45,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def verified(folder: str | Path, entry: dict) -> Path:
+    """The path of the file that a manifest entry names, once its hash has been found right.
+
+    Raises:
+        WeightsError: the file is missing, or not the one that the manifest describes.
+    """
+    path = Path(folder) / Path(entry["file"]).name
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing; restore it from the repository, or train it as the README says.")
+    if sha256(path) != entry["sha256"]:
+        raise WeightsError(
+            f"{path} is damaged or not the file that the manifest names; restore it from the repository."
+        )
+    return path
+
+
 def load_network(folder: str | Path, name: str, device: str | torch.device = "cpu") -> nn.Module:
     """The network `name` of the manifest in `folder`, float32, in evaluation mode.
 
@@ -56,13 +72,7 @@ def load_network(folder: str | Path, name: str, device: str | torch.device = "cp
     if name not in entries:
         raise WeightsError(f"There are no weights for {name!r} in {folder}; there are: {', '.join(entries)}.")
     entry = entries[name]
-    path = Path(folder) / Path(entry["file"]).name
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing; restore it from the repository, or train it as the README says.")
-    if sha256(path) != entry["sha256"]:
-        raise WeightsError(
-            f"{path} is damaged or not the file that the manifest names; restore it from the repository."
-        )
+    path = verified(folder, entry)
     options = dict(entry["network"])
     kind = options.pop("name")
     if entry["task"] == "segment":

@@ -167,9 +167,11 @@ def test_upload_shows_pictures_and_cards(server, page, phantom_png, tmp_path):
     page.goto(url)
     _send(page, phantom_png)
     page.wait_for_selector(".card")
-    assert page.locator(".pictures img").count() == 4
+    assert page.locator(".pictures img:not(.outline)").count() == 4
     assert page.locator(".card").count() == 3
-    assert [image.get_attribute("alt").split(" (")[0] for image in page.query_selector_all(".pictures img")] == [
+    assert [
+        image.get_attribute("alt").split(" (")[0] for image in page.query_selector_all(".pictures img:not(.outline)")
+    ] == [
         "Original",
         "Predicted mask",
         "Post-processed mask",
@@ -202,6 +204,38 @@ def test_upload_shows_pictures_and_cards(server, page, phantom_png, tmp_path):
     assert PATIENT not in kept and "Tuberculosis" not in kept
     assert PATIENT not in page.content()
     _wait_until(lambda: not _files(uploads))
+
+
+def test_view_changes_without_another_analysis(server, page, phantom_png):
+    """Outline, window and the like happen in the browser; colours and scale come from what the server keeps."""
+    page.goto(server[0])
+    _send(page, phantom_png)
+    page.wait_for_selector(".card")
+    requests = len(page.requested)
+    page.click("#view >> text=Window, colours, scale")
+    assert not page.is_visible(".outline")
+    page.check("#view label:has-text('outline') input")
+    page.wait_for_selector(".outline")
+    under = "getComputedStyle(document.querySelector('.card .xray'), '::before').backgroundImage"
+    whole = page.evaluate(under)
+    page.check("#view label:has-text('over the lungs alone') input")
+    page.wait_for_function(f"old => {under} != old", arg=whole)
+    page.check("#view label:has-text('Invert') input")
+    page.wait_for_function("document.querySelector('#window feFuncR').getAttribute('slope') == -1")
+    assert page.evaluate("document.querySelector('#window feFuncR').getAttribute('intercept')") == "1"
+    before = _sources(page)
+    page.check("#view label:has-text('viridis') input")
+    page.wait_for_function("old => document.querySelector('.card .heat').src != old", arg=before[0])
+    page.check("#view label:has-text('one for all panels') input")
+    page.wait_for_selector("text=strongest place of all panels")
+    assert not any("queue/join" in address for address in page.requested[requests:])
+
+
+def test_models_tab_says_what_was_not_measured(server, page):
+    page.goto(server[0])
+    page.click("button[role=tab]:has-text('Models')")
+    page.wait_for_selector("text=Nothing has been measured of these weights")
+    assert page.locator(".models details").count() == 4
 
 
 def test_bad_file_then_dicom(server, page, text_file, phantom_dicom):
@@ -247,7 +281,8 @@ def test_pages_do_not_share_results(server, chromium, page, phantom_png):
 def test_endpoint_answers(server, client, phantom_png, phantom_dicom):
     for path in (phantom_png, phantom_dicom):
         answer = client.predict(handle_file(path), api_name="/analyze")
-        assert set(answer) == {"readings", "lung_area", "height", "width", "warnings", "disclaimer"}
+        keys = {"readings", "lung_area", "lung_areas", "height", "width", "distance", "warnings", "disclaimer"}
+        assert set(answer) == keys
         assert set(answer["readings"]) == {"efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"}
         for reading in answer["readings"].values():
             assert set(reading) == {"probabilities", "predicted", "in_lung"}
@@ -307,7 +342,7 @@ def test_shipped_weights_on_a_real_xray(weights, cxr, index, page, tmp_path):
         page.goto(url)
         _send(page, Path(image))
         page.wait_for_selector(".card")
-        assert page.locator(".pictures img").count() == 4
+        assert page.locator(".pictures img:not(.outline)").count() == 4
         assert page.locator(".card").count() == len(shipped)
         page.screenshot(path=Path(os.environ.get("MANET_SHOTS", tmp_path)) / "real.png")
         assert not _files(uploads)

@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss
 
 from manet_core import CLASSES, Pipeline
 from manet_core.phantom import phantom
-from train import attention_study, classify, evidence, export, robustness
+from train import attention_study, classify, evidence, export, familiarity, robustness
 from train.calibration import brier, calibration, expected_calibration_error, fit_temperature, reliability
 from train.data import SEES, network_input
 from train.duplicates import crossing_patients, near_duplicates
@@ -104,6 +104,39 @@ def test_measures_of_a_heatmap_by_hand():
     assert attention_study.in_lung(np.zeros((4, 4)), mask) == 0
 
 
+# --- familiarity ----------------------------------------------------------------------------------------------------
+
+
+def test_distance_is_mahalanobis_and_the_limit_holds_its_share(rng):
+    train = rng.normal(size=(3000, 4)) * [1, 2, 3, 4] + 5
+    known = familiarity.learn(train, train[:1000], share=0.9)
+    gap = np.array([1, 2, 3, 4.0])
+    assert known.distance(gap + train.mean(0)) == pytest.approx(1, rel=0.1)  # one deviation in each direction
+    distances = np.array([known.distance(row) for row in train[:1000]])
+    assert (distances <= known.limit).mean() == pytest.approx(0.9, abs=0.002)
+    assert known.warnings(known.limit) == []
+    (sentence,) = known.warnings(2 * known.limit)
+    assert f"distance {2 * known.limit:.1f}" in sentence and "90%" in sentence and sentence.endswith("less.")
+
+
+def test_telling_apart_by_hand():
+    out = familiarity.telling_apart([1, 2, 3, 4], [3.5, 5, 6, 7], limit=3.2)
+    assert out["auroc"] == pytest.approx(15 / 16) and out["caught"] == 1
+    assert familiarity.telling_apart([1, 2], [3, 4], 3.5)["caught"] == 0.5
+    assert out["false_alarms_at_95"] == 0.25  # 95 % of the strangers lie above 3.725
+
+
+def test_packaged_pictures_and_spoilt_xrays_are_what_they_say(rng):
+    strangers = familiarity.packaged_pictures(64)
+    assert len(strangers) % 4 == 0 and len(strangers) > 100
+    assert all(x.shape == (64, 64) and x.dtype == np.float32 for x in strangers)
+    x = phantom(64, 0).pixels
+    spoilt = {name: kind[0] for name, kind in familiarity.spoilt([x]).items()}
+    np.testing.assert_array_equal(spoilt["X-rays upside down"], x[::-1, ::-1])
+    np.testing.assert_allclose(spoilt["X-rays inverted"] + x, 1)
+    assert all(y.shape == x.shape and 0 <= y.min() and y.max() <= 1 for y in spoilt.values())
+
+
 # --- disturbances, duplicates, groups -------------------------------------------------------------------------------
 
 
@@ -187,6 +220,9 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     with pytest.raises(SystemExit, match="control"):
         run(export, "--run", out, "--weights", weights)
     results = tmp_path / "results"
+    with pytest.raises(SystemExit, match="train.familiarity"):
+        run(evidence, *common, "--out", results)
+    run(familiarity, *common, "--share", 0.9)
     run(evidence, *common, "--controls", out.parent, "--out", results, "--heatmaps", 5, "--record")
 
     found = json.loads((results / "evidence.json").read_text())
@@ -197,6 +233,7 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     )
     first = found["models"]["efficientnet_lite0"]
     assert set(first["external"]) == {"COVID-19", "tuberculosis", "adult normals", "adult pneumonia"}
+    assert first["calibration"]["external"]["n"] == 6 and (results / "reliability.png").stat().st_size > 10_000
     page = (results / "evidence.md").read_text()
     for title in (
         "Other hospitals",
@@ -206,12 +243,18 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
         "agree",
         "Heatmaps",
         "Disturb",
+        "networks know",
         "Splits",
     ):
         assert title in page
     assert evidence.headline(found) in (weights / "MODEL_CARD.md").read_text()
 
+    strangers = found["strangers"]["strangers"]
+    assert strangers["photographs, CT, MR"]["n"] > 100 and strangers["other hospitals: nih"]["n"] == 8
+
     pipe = Pipeline.load(weights)
+    a = pipe.analyze(phantom(96, 0))
+    assert a.distance == pytest.approx(a.to_dict()["distance"]) and np.isfinite(a.distance)
     assert pipe.entries["efficientnet_lite0"]["temperature"] == first["calibration"]["temperature"]
     x = phantom(96, 3)
     cool = pipe.analyze(x).readings["efficientnet_lite0"].probabilities

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from manet_core.lungs import Lungs, clean_mask, mask_warnings, predict_lungs
+from manet_core.lungs import Lungs, clean_mask, mask_warnings, predict_lungs, sides
 from manet_core.phantom import phantom_mask
 from manet_core.preprocess import resize, segmented_lungs, to_unit_range
 
@@ -41,15 +41,19 @@ def test_predict_lungs_scales_to_the_unit_range():
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, x):
+        def forward_features(self, x):
             self.seen = x
-            return x - 0.5
+            return [x]
+
+        def forward_head(self, levels):
+            return levels[-1] - 0.5
 
     spy = Spy()
     picture = np.linspace(0.2, 0.6, 40_000, dtype=np.float32).reshape(200, 200)
     (lungs,) = predict_lungs(spy, [picture], 64)
     assert spy.seen.shape == (1, 1, 64, 64)
     assert spy.seen.min() == 0 and spy.seen.max() == pytest.approx(1)
+    assert lungs.features == pytest.approx(spy.seen.mean().item())
     assert lungs.probability.shape == (64, 64) and lungs.cleaned[40:].all() and not lungs.cleaned[:24].any()
 
 
@@ -70,6 +74,22 @@ def test_resize_is_exact_on_ramps_and_averages_when_it_shrinks(rng):
     assert resize(noise, 32).std() < 0.1 * noise.std(), "antialiased"
     assert resize(noise, (512, 512)) is noise
     assert to_unit_range(np.full((4, 4), 3.0, np.float32)).max() == 0
+
+
+def test_sides_part_the_lungs_where_there_is_least_of_them():
+    mask = np.zeros((20, 40), bool)
+    mask[5:15, 4:18] = mask[5:12, 22:36] = True
+    apart = sides(mask)
+    fused = mask.copy()
+    fused[8, 18:22] = True
+    for right, left in (apart, sides(fused)):
+        assert right[:, :18].sum() == 140 and left[:, 22:].sum() == 98  # the patient's right is on the left
+        assert not right[:, 22:].any() and not left[:, :18].any()
+    alone = np.zeros((20, 40), bool)
+    alone[5:15, 25:36] = True
+    right, left = sides(alone)
+    assert not right.any() and (left == alone).all()
+    assert not any(side.any() for side in sides(np.zeros((4, 4), bool)))
 
 
 def as_lungs(mask: np.ndarray, certainty: float = 0.99) -> Lungs:

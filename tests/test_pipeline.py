@@ -164,6 +164,20 @@ def test_most_real_x_rays_raise_no_warning(pipe, index):
     assert len(warned) <= 0.15 * len(rows), warned
 
 
+def test_strangers_are_named_with_their_distance(pipe, index):
+    """A film on its side, and a photograph, are further than what the limit allows; the film upright is not."""
+    films = [load_xray(image).pixels for image in sample(index, "kermany", 10).image]
+    upright, turned = (
+        [pipe.analyze(XRay(np.ascontiguousarray(x)), models=[]) for x in pictures]
+        for pictures in (films, [np.rot90(x) for x in films])
+    )
+    assert np.mean([any("unlike the X-rays" in w for w in a.warnings) for a in turned]) >= 0.9
+    assert np.mean([any("unlike the X-rays" in w for w in a.warnings) for a in upright]) <= 0.2
+    photograph = pipe.analyze(as_xray(data.camera()), models=[])
+    assert photograph.distance > max(a.distance for a in upright)
+    assert any(f"distance {photograph.distance:.1f}" in w for w in photograph.warnings)
+
+
 def test_real_x_rays_are_read_better_than_the_majority_class(pipe, index):
     rows = index[(index.split == "test") & index.label.isin(CLASSES)]
     rows = rows.groupby("label").head(8)

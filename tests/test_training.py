@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from manet_core import CLASSES, Pipeline, create_classifier, load_xray
 from train import classify, engine, evaluate, export, segment
-from train.data import LungPictures, Pictures, augmentation, read_index, split_by_image
+from train.data import LungPictures, Pictures, augmentation, draw_weights, read_index, split_by_image
 from train.segment import dice_loss, intersection_over_union
 
 SMALL = ["--size", 64, "--batch", 8, "--device", "cpu", "--workers", 0]
@@ -182,10 +182,11 @@ def test_items_depend_on_seed_epoch_and_item_alone(phantoms, tmp_path):
     assert not torch.equal(a[4][0], b[4][0])
 
 
-def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phantoms, tmp_path):
+@pytest.mark.parametrize("robust", [False, True])
+def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phantoms, tmp_path, robust):
     pictures = Pictures(phantoms, 64, tmp_path)
     rows = pictures.rows("train", labelled=True)
-    dataset = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True), seed=0)
+    dataset = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True, robust), seed=0)
     changed = 0
     for epoch in range(5):
         dataset.epoch = epoch
@@ -208,6 +209,30 @@ def test_augmentation_ranges_are_the_papers():
     assert scale.scale["x"] == (0.8, 1.2) and rotate.rotate == (-10, 10)
     assert brightness.brightness_limit == brightness.contrast_limit == (-0.2, 0.2)
     assert len(augmentation(10, False).transforms) == 3
+
+
+def test_robust_augmentation_changes_tone_and_grain_but_no_mask(phantoms, tmp_path):
+    """Every added step changes the picture alone, and none of them so much that it can no longer be recognised."""
+    pictures = Pictures(phantoms, 64, tmp_path)
+    added = augmentation(30, True, robust=True).transforms[len(augmentation(30, True).transforms) :]
+    assert len(added) == 6
+    image, mask = np.array(pictures.images[0]), np.array(pictures.masks[0], np.uint8)
+    for step in added:
+        step.p = 1
+        for seed in range(5):
+            step.set_random_seed(seed)
+            out = step(image=image, mask=mask)
+            assert np.array_equal(out["mask"], mask) and out["image"].dtype == np.uint8
+            assert np.corrcoef(out["image"].ravel(), image.ravel())[0, 1] > 0.75, step
+            assert not np.array_equal(out["image"], image), step
+
+
+def test_balance_draws_groups_alike():
+    groups = pd.Series(["a"] * 8 + ["b"] * 2)
+    assert draw_weights(groups, 0) is None
+    weights = draw_weights(groups, 1)
+    assert weights[:8].sum() == pytest.approx(1) and weights[8:].sum() == pytest.approx(1)
+    assert draw_weights(groups, 0.5)[0] == pytest.approx(8**-0.5)
 
 
 def test_patients_do_not_cross_splits(index):

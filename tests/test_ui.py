@@ -2,17 +2,21 @@
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 from manet_core import CLASSES, Analysis, Reading, XRayError
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom
 from ui import render
+from ui.models import models_page, reliability_svg
+from ui.render import OWN, PREDICTED, SHARED, View
 from ui.uploads import Uploads
 
 
@@ -20,7 +24,13 @@ def _reading(rng: np.random.Generator, predicted: str = "COVID-19") -> Reading:
     probabilities = {name: 0.6 if name == predicted else 0.1 for name in CLASSES}
     heatmaps = {name: rng.random((64, 64), np.float32) for name in CLASSES}
     return Reading(
-        probabilities, predicted, heatmaps, dict.fromkeys(CLASSES, 0.25), dict.fromkeys(CLASSES, 0.8), (2, 2)
+        probabilities,
+        predicted,
+        heatmaps,
+        peaks=dict.fromkeys(CLASSES, 0.25),
+        in_lung=dict.fromkeys(CLASSES, 0.8),
+        native=(2, 2),
+        in_sides=dict.fromkeys(CLASSES, (0.5, 0.3)),
     )
 
 
@@ -82,30 +92,62 @@ def test_pictures_have_the_aspect_of_the_xray():
     html = render.pictures(Analysis(pixels, Lungs.from_probability(pixels[:128, :128]), {}, []))
     _well_formed(html)
     found = [_picture(url) for url in re.findall(r'src="([^"]+)"', html)]
-    assert [picture.size for picture in found] == [(200, 256)] * 4
+    assert [picture.size for picture in found] == [(200, 256)] * 5  # four, and the mask's outline over the first
     assert "--ratio:0.7812" in html and "200×256 pixels" in html
 
 
 def test_cards_place_attentions_in_columns(readings):
-    html = render.cards(readings)
+    html = render.cards(readings, View())
     _well_formed(html)
     assert re.findall(r"grid-area:(\d/\d)", html) == ["1/1", "1/2", "2/2", "2/3"]
     assert "ResNet-34 <span>+ mask attention (MA)" in html
     assert "--columns:3" in html
-    assert "--columns:1" in render.cards({"resnet34_ma": readings["resnet34_ma"]})
+    assert "--columns:1" in render.cards({"resnet34_ma": readings["resnet34_ma"]}, View())
 
 
 def test_cards_explain_the_class_that_is_asked_for(readings):
-    predicted, other = render.cards(readings), render.cards(readings, "Normal")
+    predicted, other = (render.cards(readings, View(explain)) for explain in (PREDICTED, "Normal"))
     assert predicted.count("Heatmap of <b>COVID-19</b>") == other.count("Heatmap of <b>Normal</b>") == len(readings)
     assert other.count("<b>COVID-19</b> 60.0%") == len(readings)  # the prediction stays what it is
-    assert other.count("raw peak 0.25, 80% in lung") == 2 * len(readings)  # caption and alternative text
+    assert other.count("raw peak 0.25, 80% in lung (right 50%, left 30%)") == 2 * len(
+        readings
+    )  # caption and alternative text
     assert other.count("partly by construction") == 2 * 2
 
 
 def test_empty_heatmap_is_named(readings):
     readings["resnet34_ma"].peaks["Normal"] = 0.0
-    assert "empty, no place speaks for this class" in render.cards(readings, "Normal")
+    assert "empty, no place speaks for this class" in render.cards(readings, View("Normal"))
+
+
+def _heats(html: str) -> list[np.ndarray]:
+    return [np.asarray(_picture(url)) for url in re.findall(r'class="heat"\s+src="([^"]+)"', html)]  # palette numbers
+
+
+def test_a_shared_scale_keeps_the_ratio_of_the_peaks(readings):
+    readings["resnet34_ma"].peaks["Normal"] = 0.5
+    own, shared = (_heats(render.cards(readings, View("Normal", scale=scale))) for scale in (OWN, SHARED))
+    peaks = [reading.peaks["Normal"] for reading in readings.values()]
+    for a, b, peak in zip(own, shared, peaks):
+        np.testing.assert_allclose(b, a * (peak / 0.5), atol=1)
+
+
+@pytest.mark.parametrize("name", render.COLOUR_MAPS)
+def test_heatmaps_and_legend_have_the_chosen_colours(readings, name):
+    html = render.cards(readings, View("Normal", name))
+    top = [round(255 * c) for c in colormaps[name](1.0)[:3]]
+    assert f"rgb({','.join(map(str, top))})" in html
+    url = re.search(r'class="heat"\s+src="([^"]+)"', html)[1]
+    assert _picture(url).getpalette()[-3:] == top
+
+
+def test_the_outline_is_the_edge_of_the_mask():
+    mask = np.zeros((50, 60), bool)
+    mask[10:40, 10:50] = True
+    drawn = np.asarray(render.outline(mask).convert("RGBA"))[..., 3] > 0
+    edge = mask.copy()
+    edge[11:39, 11:49] = False
+    assert np.array_equal(drawn, edge)
 
 
 def test_summary_counts_and_limits(readings, rng):
@@ -127,6 +169,41 @@ def test_notes_say_what_a_heatmap_is(readings):
 def test_texts_are_escaped():
     assert "<script>" not in render.alert("Warning", ["<script>alert(1)</script>"]) + render.stage("<script>")
     assert render.alert("Warning", []) == ""
+
+
+# --- the models tab -------------------------------------------------------------------------------------------------
+
+
+def _shown(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", html))
+
+
+def test_models_page_shows_the_repositorys_figures_and_no_others(weights):
+    html = models_page(weights, weights.parent / "results")
+    _well_formed(html)
+    evidence = json.loads((weights.parent / "results" / "evidence.json").read_text())
+    for found in evidence["models"].values():
+        value, low, high = (100 * found["test"]["accuracy"][key] for key in ("value", "low", "high"))
+        assert f"{value:.0f} ({low:.0f}–{high:.0f})" in _shown(html)
+        assert f"temperature {found['calibration']['temperature']:.2f}" in html
+        for row in found["test"]["confusion"]:
+            assert " ".join(map(str, row)) in _shown(html)
+
+
+def test_models_page_keeps_silent_on_weights_that_were_not_measured(random_weights, weights, tmp_path):
+    html = models_page(random_weights, weights.parent / "results")
+    _well_formed(html)
+    assert "Nothing has been measured of these weights" in html and html.count("not measured</summary>") == 3
+    assert "missing" in models_page(tmp_path, tmp_path)
+
+
+def test_reliability_diagram_puts_a_dot_where_it_belongs():
+    html = reliability_svg([{"confidence": 0.5, "accuracy": 0.25, "n": 4}], side=100)
+    _well_formed(html)
+    assert '<circle cx="50.0" cy="75.0" r="8.0">' in html and "50% → 25%" in html
+
+
+# --- uploads --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from manet_core import CLASSES, create_classifier, list_models
 
 from . import imagenet
-from .data import SEES, LungPictures, Pictures, augmentation, predicted_lungs, split_by_image
+from .data import SEES, LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, split_by_image
 from .engine import fit, parser, start_from
 
 
@@ -38,6 +38,12 @@ def options(description: str) -> argparse.ArgumentParser:
     p = parser(description, epochs=200, optimizer="sgd", lr=0.01, weight_decay=0.0, schedule="cosine")
     p.add_argument("--weights", default="weights", help="folder with the segmenter's weights")
     p.add_argument("--sees", choices=SEES, default="lungs", help="what is shown; all but the lungs are controls")
+    p.add_argument(
+        "--augment", choices=["paper", "robust"], default="paper", help="robust: also tone, resolution, JPEG and noise"
+    )
+    p.add_argument(
+        "--balance", type=float, default=0.0, help="0: each picture once; 1: each class of each source equally often"
+    )
     p.add_argument("--imagenet", action="store_true", help="start from ImageNet weights (efficientnet_lite0 only)")
     return p
 
@@ -61,7 +67,9 @@ def train(args: argparse.Namespace) -> dict:
             raise SystemExit("--imagenet is there for efficientnet_lite0 only.")
         weights = imagenet.efficientnet_lite0()
         start_from(net, {name: w for name, w in weights.items() if not name.startswith("classifier.")})
-    train_set, val_set = lung_pictures(args, "train", augmentation(30, True)), lung_pictures(args, "val")
+    train_set = lung_pictures(args, "train", augmentation(30, True, args.augment == "robust"))
+    val_set = lung_pictures(args, "val")
+    shown = train_set.pictures.index.iloc[train_set.rows]
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
         image, mask, label = batch
@@ -79,7 +87,8 @@ def train(args: argparse.Namespace) -> dict:
             ),
         }
 
-    return fit(args, net, train_set, loss, validate, score="accuracy")
+    draw = draw_weights(shown.label + " of " + shown.source, args.balance)
+    return fit(args, net, train_set, loss, validate, score="accuracy", draw=draw)
 
 
 def main() -> None:

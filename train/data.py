@@ -118,10 +118,11 @@ class Pictures:
         return np.array([number.get(label, -1) for label in self.index.label.iloc[rows]], np.int64)
 
 
-def augmentation(rotation: float, intensity: bool) -> A.Compose:
+def augmentation(rotation: float, intensity: bool, robust: bool = False) -> A.Compose:
     """Shift ±6.25 %, scale ±20 %, rotation ±`rotation`°, each with p = 0.5 (MANet, sections 3.1 and 3.2).
 
-    With `intensity`, brightness and contrast ±20 % as well, on the image alone.
+    With `intensity`, brightness and contrast ±20 % as well, on the image alone. `robust`, which is not in the paper,
+    adds what another hospital's film may have gone through: another tone curve, a lower resolution, JPEG, noise.
     """
     move = dict(border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=0.5)
     steps = [
@@ -131,7 +132,22 @@ def augmentation(rotation: float, intensity: bool) -> A.Compose:
     ]
     if intensity:
         steps.append(A.RandomBrightnessContrast(0.2, 0.2, p=0.5))
+    if robust:
+        smooth = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+        steps += [
+            A.RandomGamma((50, 200), p=0.5),
+            A.RandomToneCurve(0.3, p=0.3),
+            A.CLAHE((1, 4), p=0.2),
+            A.Downscale((0.3, 0.9), interpolation_pair=smooth, p=0.4),
+            A.ImageCompression(quality_range=(20, 95), p=0.4),
+            A.GaussNoise((0.005, 0.08), p=0.4),
+        ]
     return A.Compose(steps)
+
+
+def draw_weights(groups: pd.Series, balance: float) -> torch.Tensor | None:
+    """How often to draw each row (N,) so that `balance` 1 draws each group equally often; None for 0, each row once."""
+    return torch.tensor(groups.map(groups.value_counts().astype(float) ** -balance).tolist()) if balance else None
 
 
 SEES = ("lungs", "whole", "outside", "shape", "shuffled")

@@ -195,14 +195,20 @@ def record(results: dict, weights: Path) -> None:
             write_between(path, "evaluation", tables(results))
 
 
-def main() -> None:
-    """Measure, print, and write results/evaluation.json and .md."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str) -> argparse.ArgumentParser:
+    """The options of every verb that measures shipped weights."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
         "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA"
     )
     p.add_argument("--weights", default="weights", type=Path)
     p.add_argument("--cache", default="runs/cache")
+    return p
+
+
+def main() -> None:
+    """Measure, print, and write results/evaluation.json and .md."""
+    p = options(__doc__)
     p.add_argument("--out", default="results", type=Path)
     p.add_argument("--split", default="test", choices=["val", "test"])
     p.add_argument("--record", action="store_true", help="write the figures into manifest, model card and README")

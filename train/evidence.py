@@ -2,11 +2,12 @@
 
     python -m train.evidence --data DATA
 
-writes results/evidence.json and evidence.md: accuracy on other hospitals'
-X-rays, what networks score without any lung tissue, whether their features know
-the source, how calibrated they are, where their heatmaps lie and whether those
-places matter, what disturbs them, and whether a patient or a picture is in two
-splits. Intervals are 95 % bootstrap over patients.
+writes results/evidence.json, evidence.md and reliability.png: accuracy on other
+hospitals' X-rays, what networks score without any lung tissue, whether their
+features know the source, how calibrated they are, where their heatmaps lie and
+whether those places matter, what disturbs them, whether they notice a picture
+that is none of theirs, and whether a patient or a picture is in two splits.
+Intervals are 95 % bootstrap over patients.
 
 The controls are trainings of their own; `--controls` is the folder that holds
 them, each below the name of what it sees:
@@ -19,7 +20,6 @@ them, each below the name of what it sees:
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +38,12 @@ from tqdm import tqdm
 from manet_core import CLASSES, create_classifier, list_models
 from manet_core.weights import MANIFEST, load_network, read_manifest
 
-from . import attention_study, robustness
+from . import attention_study, familiarity, robustness
 from .calibration import calibration, fit_temperature
 from .data import SEES, LungPictures, Pictures, predicted_lungs
 from .duplicates import crossing_patients, near_duplicates
-from .evaluate import bootstrap_weights, interval, percent, read_test, write_between
+from .evaluate import bootstrap_weights, interval, options, percent, read_test, write_between
+from .figures import reliability
 
 # what other hospitals' X-rays show, and which answers count as right
 EXTERNAL = {
@@ -55,11 +56,17 @@ EXTERNAL = {
     ),
 }
 
+SECTIONS = ["strangers", "models", "controls", "heatmaps", "disturbances", "splits"]
+
 HEATMAP_MEASURES = """\
 In lung: share of the heatmap inside the mask; mask attention silences features outside, so its share is high by
 construction. Spread: entropy, 1 for an even map. Deletion and insertion: what the network's own heatmap gains over that
 of another X-ray when lung tissue is covered, or uncovered, hottest first; above 0, it points at what the network uses.
 As random: correlation with the heatmap of the same architecture with random weights."""
+
+STRANGERS = """\
+The distance of a picture's segmenter features from those of the training X-rays, against our test split. The page warns
+above a limit; other hospitals' X-rays are chest X-rays, but not of the kind that the networks know."""
 
 
 @torch.inference_mode()
@@ -124,7 +131,7 @@ def study(args: argparse.Namespace, name: str, entry: dict) -> tuple[dict, np.nd
     dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights))
     logits, features = read_out(load_network(args.weights, name, args.device), dataset, name)
     labels = dataset.labels
-    val, test = (((index.split == split) & (labels >= 0)).to_numpy() for split in ("val", "test"))
+    val, test, other = (((index.split == s) & (labels >= 0)).to_numpy() for s in ("val", "test", "external"))
     temperature = fit_temperature(logits[val], labels[val])
     probabilities = softmax(logits / temperature, 1)
     truth = labels[test]
@@ -138,10 +145,15 @@ def study(args: argparse.Namespace, name: str, entry: dict) -> tuple[dict, np.nd
     normal = (index.label == "Normal").to_numpy()
     ours = test | val
     out = {
+        "sha256": entry["sha256"],
         "test": read_test(probabilities[test], truth, bootstrap_weights(patients[test])),
         "test_by_source": per_source,
         "external": external(probabilities, index),
-        "calibration": {"temperature": temperature, "test": calibration(logits[test], truth, temperature)},
+        "calibration": {
+            "temperature": temperature,
+            "test": calibration(logits[test], truth, temperature),
+            "external": calibration(logits[other], labels[other], temperature),
+        },
         "source_probe": {
             "all classes, our three carriers": probe(
                 features[ours], index.source[ours].replace("montgomery", "shenzhen").to_numpy(), patients[ours]
@@ -152,6 +164,17 @@ def study(args: argparse.Namespace, name: str, entry: dict) -> tuple[dict, np.nd
         },
     }  # fmt: skip
     return out, probabilities[test]
+
+
+def studies(args: argparse.Namespace, entries: dict[str, dict]) -> tuple[dict, dict]:
+    """`study` of every network, and their `agreement`."""
+    found, probabilities = {}, {}
+    for name, entry in entries.items():
+        found[name], probabilities[name] = study(args, name, entry)
+    pictures = Pictures(args.data, 224, args.cache)
+    rows = pictures.rows("test", labelled=True)
+    patients = pictures.index.patient.to_numpy()[rows]
+    return found, agreement(probabilities, pictures.labels(rows), patients)
 
 
 def agreement(probabilities: dict[str, np.ndarray], truth: np.ndarray, patients: np.ndarray) -> dict:
@@ -268,6 +291,15 @@ def markdown(evidence: dict) -> str:
             rows.append([f"**{group}**" if part == "all" else f"{group}: {part}", figures["n"], *cells])
     lines += table(["X-rays", "n", *names], rows)
 
+    lines += ["What other hospitals' adults with normal lungs are called, %.", ""]
+    rows = []
+    for source, first in models[next(iter(models))]["external"].get("adult normals", {}).items():
+        for name, m in models.items():
+            called = m["external"]["adult normals"][source]["called"]
+            shares = [f"{100 * called[c] / first['n']:.0f}" for c in CLASSES]
+            rows.append([source, first["n"], f"`{name}`", *shares])
+    lines += table(["source", "n", "network", *CLASSES], rows)
+
     lines += ["## Without lung tissue", ""]
     if evidence["controls"]:
         head = ["what the network saw", "network", "epochs", "test accuracy, % (95 % CI)"]
@@ -283,13 +315,16 @@ def markdown(evidence: dict) -> str:
         rows.append([what, f"{100 * first['chance']:.0f}", *cells])
     lines += table(["", "chance", *names], rows)
 
-    lines += ["## Calibration on test", ""]
+    lines += ["## Calibration", "", "![Reliability of each network on the test split](reliability.png)", ""]
     rows = []
     for name, m in models.items():
         c = m["calibration"]
-        figures = [c["test"][when][what] for what in ("ece", "brier") for when in ("before", "after")]
-        rows.append([f"`{name}`", f"{c['temperature']:.2f}", *(f"{figure:.3f}" for figure in figures)])
-    lines += table(["", "temperature (from val)", "ECE before", "after", "Brier before", "after"], rows)
+        for where in ("test", "external"):
+            figures = [c[where][when][what] for what in ("ece", "brier") for when in ("before", "after")]
+            cells = [f"{figure:.3f}" for figure in figures]
+            rows.append([f"`{name}`", where, c[where]["n"], f"{c['temperature']:.2f}", *cells])
+    head = ["", "X-rays", "n", "temperature (from val)", "ECE before", "after", "Brier before", "after"]
+    lines += table(head, rows)
 
     lines += ["## When all networks agree", ""]
     rows = [[name, group["n"], percent(group["accuracy"])] for name, group in evidence["agreement"]["groups"].items()]
@@ -311,6 +346,16 @@ def markdown(evidence: dict) -> str:
     lines += ["## Disturbances", "", "Test accuracy, % (95 % CI).", ""]
     rows = [[change, *(percent(f[name]) for name in models)] for change, f in evidence["disturbances"].items()]
     lines += table(["", *names], rows)
+
+    known = evidence["strangers"]
+    lines += ["## Is it an X-ray that the networks know?", "", STRANGERS, ""]
+    own = [f"{100 * known[key]:.1f}" for key in ("false_alarms", "warned")]
+    rows = [["our test split", known["n"], "", own[0], "", own[1]]]
+    for name, f in known["strangers"].items():
+        shares = [f"{100 * f[key]:.1f}" for key in ("caught", "false_alarms_at_95", "warned")]
+        rows.append([name, f["n"], f"{f['auroc']:.3f}", *shares])
+    head = ["pictures", "n", "AUROC", "over the limit, %", "false alarms if 95 % were caught, %", "any warning, %"]
+    lines += table(head, rows)
 
     s = evidence["splits"]
     lines += ["## Splits", "", f"* patients in more than one split: {s['patients_crossing']}"]
@@ -349,35 +394,36 @@ def record(evidence: dict, weights: Path) -> None:
 
 def main() -> None:
     """Measure all of it and write the page."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA"
-    )
-    p.add_argument("--weights", default="weights", type=Path)
+    p = options(__doc__)
     p.add_argument("--controls", default="runs/controls", type=Path, help="folder with the controls' trainings")
-    p.add_argument("--cache", default="runs/cache")
     p.add_argument("--out", default="results", type=Path)
     p.add_argument("--heatmaps", type=int, default=50, help="test X-rays whose heatmaps are studied")
+    p.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these anew, keep the rest of evidence.json")
     p.add_argument("--record", action="store_true", help="write temperatures and headline into manifest, card, README")
     args = p.parse_args()
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     shipped = read_manifest(args.weights)
     entries = {name: shipped[name] for name in list_models() if name in shipped}
 
-    evidence, probabilities = {"models": {}}, {}
-    for name, entry in entries.items():
-        evidence["models"][name], probabilities[name] = study(args, name, entry)
-    pictures = Pictures(args.data, 224, args.cache)
-    rows = pictures.rows("test", labelled=True)
-    patients = pictures.index.patient.to_numpy()[rows]
-    evidence["agreement"] = agreement(probabilities, pictures.labels(rows), patients)
-    evidence["controls"] = controls(args)
-    evidence["heatmaps"] = heatmaps(args, entries)
-    evidence["disturbances"] = disturbances(args, entries)
-    evidence["splits"] = splits(args)
+    path = args.out / "evidence.json"
+    evidence = json.loads(path.read_text()) if args.only else {}
+    wanted = args.only or SECTIONS
+    if "strangers" in wanted:
+        evidence["strangers"] = familiarity.measure(args.data, args.weights, args.cache)
+    if "models" in wanted:
+        evidence["models"], evidence["agreement"] = studies(args, entries)
+    if "controls" in wanted:
+        evidence["controls"] = controls(args)
+    if "heatmaps" in wanted:
+        evidence["heatmaps"] = heatmaps(args, entries)
+    if "disturbances" in wanted:
+        evidence["disturbances"] = disturbances(args, entries)
+    if "splits" in wanted:
+        evidence["splits"] = splits(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "evidence.json").write_text(json.dumps(evidence, indent=2) + "\n")
+    path.write_text(json.dumps(evidence, indent=2) + "\n")
     (args.out / "evidence.md").write_text(markdown(evidence))
+    reliability({name: m["calibration"] for name, m in evidence["models"].items()}, args.out)
     print(markdown(evidence))
     if args.record:
         record(evidence, args.weights)

@@ -37,6 +37,8 @@ PAPER = {
         schedule="cosine",
         init=None,
         imagenet=False,
+        augment="paper",
+        balance=0.0,
     ),
 }
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from manet_core import create_segmenter
 
-from .data import LungPictures, Pictures, augmentation
+from .data import LungPictures, Pictures, augmentation, draw_weights
 from .engine import fit, parser
 
 
@@ -59,10 +59,7 @@ def main() -> None:
         per_source = {f"iou_{source}": float(ious[sources == source].mean()) for source in np.unique(sources)}
         return {"iou": float(np.mean(list(per_source.values()))), **per_source}
 
-    train_sources = pictures.index.source.iloc[train_rows]
-    draw = None
-    if args.balance:
-        draw = torch.tensor(train_sources.map(train_sources.value_counts() ** -args.balance).tolist())
+    draw = draw_weights(pictures.index.source.iloc[train_rows], args.balance)
     fit(args, create_segmenter(width=args.width), train_set, loss, validate, score="iou", draw=draw)
 
 

@@ -18,7 +18,8 @@ from .evaluate import bootstrap_weights, interval, percent, read_masks
 OWN_OPTIONS = ("models", "trials", "split", "jobs", "repeats", "report", "record", "out")
 
 # settings that make a recipe; seed and model do not
-RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees")
+RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees",
+          "augment", "balance")  # fmt: skip
 
 # MANet, Table 2: mean test accuracy of three trials, %
 PAPER_ACCURACY = {
@@ -211,10 +212,13 @@ def _points(figure: dict | None) -> str:
 
 def _recipe(recipe: dict) -> str:
     start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
+    more = ", robust augmentation" if recipe.get("augment") == "robust" else ""
+    more += f", balance {recipe['balance']:g}" if recipe.get("balance") else ""
     control = "" if recipe.get("sees") in (None, "lungs") else f", CONTROL: sees {recipe['sees']}"
     return (
         f"{recipe['epochs']} epochs, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
-        f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}{control}"
+        f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}"
+        f"{more}{control}"
     )
 
 

@@ -1,21 +1,24 @@
 """HTML of the page: the four pictures, the cards, warnings. All text is escaped, all pictures are PNG data URLs.
 
 A card's heatmap is a small picture with an alpha channel that the browser lays
-over the X-ray: choosing another class sends heatmaps alone, and the opacity
-needs no server at all.
+over the X-ray or the segmented lungs: choosing another class, colour map or
+scale sends heatmaps alone; opacity, window and inversion need no server at all.
 """
 
 import base64
 import io
 from collections import Counter
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_erosion
 
 from manet_core import CLASSES, Analysis, Reading
+from manet_core.lungs import sides
 from manet_core.pipeline import DISCLAIMER
 from manet_core.preprocess import resize
 from manet_core.registry import ATTENTIONS, human_name, split_name
@@ -27,8 +30,20 @@ STYLE = Path(__file__).with_name("style.css")
 
 _SIDE = 1024  # pixels, long side of the four pictures
 _CARD_SIDE = 512
-_COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256)) * 255).round().astype(np.uint8)  # (256, 4)
+_ACCENT = (108, 197, 217)
+COLOUR_MAPS = [COLOUR_MAP, "viridis", "cividis", "jet"]  # jet only to compare with papers: it invents edges
+OWN, SHARED = "own", "shared"
+SCALES = [("each panel its own", OWN), ("one for all panels", SHARED)]
+_COLOURS = {
+    name: (matplotlib.colormaps[name](np.arange(256)) * 255).round().astype(np.uint8) for name in COLOUR_MAPS
+}  # (256, 4) each
+_STOPS = [0, 32, 64, 96, 128, 160, 192, 224, 255]
 _ALPHA = bytes(np.minimum(255, np.arange(256) * 2).astype(np.uint8))  # the cold half fades, so that the X-ray shows
+
+WINDOW = """
+<svg class="unseen" aria-hidden="true"><filter id="window" color-interpolation-filters="sRGB"><feComponentTransfer>
+<feFuncR type="linear"/><feFuncG type="linear"/><feFuncB type="linear"/></feComponentTransfer></filter></svg>
+"""  # grey level -> slope · level + intercept; the page's sliders set both
 
 HEADER = f"""
 <header class="head"><h1>MANet</h1><p>A second opinion for chest X-rays</p>
@@ -56,10 +71,22 @@ COVID-19 from adults of other hospitals. A high number may thus be reading the a
 """
 
 
-_STOPS = ",".join(f"rgb({r},{g},{b})" for r, g, b, _ in _COLOURS[[0, 32, 64, 96, 128, 160, 192, 224, 255]].tolist())
-LEGEND = f"""
-<div class="legend"><span>weakest</span><i style="background:linear-gradient(90deg,{_STOPS})"></i>
-<span>strongest place of the same heatmap; each panel has its own scale</span></div>
+@dataclass(frozen=True)
+class View:
+    """How heatmaps are shown: the class they explain, or `PREDICTED`; a colour map; a scale, `OWN` or `SHARED`."""
+
+    explain: str = PREDICTED
+    colours: str = COLOUR_MAP
+    scale: str = OWN
+
+
+def legend(view: View) -> str:
+    """What the colours mean."""
+    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b, _ in _COLOURS[view.colours][_STOPS].tolist())
+    strongest = "of the same heatmap; each panel has its own scale" if view.scale == OWN else "of all panels"
+    return f"""
+<div class="legend"><span>weakest</span><i style="background:linear-gradient(90deg,{stops})"></i>
+<span>strongest place {strongest}</span></div>
 """
 
 
@@ -85,10 +112,10 @@ def data_url(picture: np.ndarray | Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def heat_picture(heatmap: np.ndarray) -> Image.Image:
-    """A heatmap (h, w) in [0, 1] in colour, the lower the more transparent."""
+def heat_picture(heatmap: np.ndarray, colours: str = COLOUR_MAP) -> Image.Image:
+    """A heatmap (h, w) in [0, 1] in one of `COLOUR_MAPS`, the lower the more transparent."""
     picture = Image.fromarray((heatmap * np.float32(255)).round().astype(np.uint8), "L")
-    picture.putpalette(_COLOURS[:, :3].tobytes(), "RGB")
+    picture.putpalette(_COLOURS[colours][:, :3].tobytes(), "RGB")
     picture.info["transparency"] = _ALPHA
     return picture
 
@@ -99,28 +126,41 @@ def fit(shape: tuple[int, int], side: int) -> tuple[int, int]:
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
+def outline(mask: np.ndarray) -> Image.Image:
+    """The outline of a mask (H, W) bool in the accent colour, transparent elsewhere."""
+    edge = mask ^ binary_erosion(mask, iterations=max(1, max(mask.shape) // 250))
+    picture = Image.fromarray(edge.astype(np.uint8), "P")
+    picture.putpalette(bytes([0, 0, 0, *_ACCENT]), "RGB")
+    picture.info["transparency"] = bytes([0, 255])
+    return picture
+
+
 def pictures(analysis: Analysis) -> str:
-    """The four pictures side by side, and the X-ray that lies under the cards' heatmaps."""
+    """The four pictures side by side, and what lies under the cards' heatmaps."""
     height, width = analysis.original.shape
     size = fit((height, width), _SIDE)
     original = resize(analysis.original, size)
     raw, cleaned = analysis.segmentation.raw_at(size), analysis.segmentation.at(size)
-    area = f"area {analysis.segmentation.cleaned.mean():.0%}"
+    right, left = (side.mean() for side in sides(analysis.segmentation.cleaned))
+    area = f"area {right + left:.0%} (right {right:.0%}, left {left:.0%})"
     four = [
-        ("Original", f"{width}×{height} pixels", original),
-        ("Predicted mask", "as the network draws it", raw),
-        ("Post-processed mask", f"cleaned; {area}", cleaned),
-        ("Segmented lungs", "what the networks read", original * cleaned),
+        ("Original", f"{width}×{height} pixels", original, "radiograph"),
+        ("Predicted mask", "as the network draws it", raw, ""),
+        ("Post-processed mask", f"cleaned; {area}", cleaned, ""),
+        ("Segmented lungs", "what the networks read", original * cleaned, "radiograph"),
     ]
+    drawn = f'<img class="outline" src="{data_url(outline(cleaned))}" alt="">'
     figures = "".join(
-        f'<figure><button class="zoom" title="Full screen, on and off"><img src="{data_url(picture)}" '
-        f'width="{size[1]}" height="{size[0]}" alt="{title} ({note})"></button>'
+        f'<figure><button class="zoom" title="Full screen, on and off"><span><img class="{kind}" '
+        f'src="{data_url(picture)}" width="{size[1]}" height="{size[0]}" alt="{title} ({note})">'
+        f"{drawn if title == 'Original' else ''}</span></button>"
         f"<figcaption><b>{title}</b> {note}</figcaption></figure>"
-        for title, note, picture in four
+        for title, note, picture, kind in four
     )
     small = fit((height, width), _CARD_SIDE)
-    under = f"background-image:url({data_url(resize(original, small))});--ratio:{width / height:.4f}"
-    style = f"<style>#cards .card .xray{{{under}}}</style>"
+    under = [data_url(resize(picture, small)) for picture in (original, original * cleaned)]
+    style = f"--ratio:{width / height:.4f};--whole:url({under[0]});--lungs:url({under[1]})"
+    style = f"<style>.gradio-container{{{style}}}</style>"
     return f'{style}<section class="pictures" aria-label="The four pictures">{figures}</section>'
 
 
@@ -135,23 +175,24 @@ def summary(readings: dict[str, Reading]) -> str:
     return f'<h2 class="summary">{text}</h2>{LIMITS}'
 
 
-def cards(readings: dict[str, Reading], explain: str = PREDICTED) -> str:
-    """One card a network: a row for each backbone, columns plain, MA, CBAM.
-
-    Args:
-        readings: {model: Reading}, of one analysis.
-        explain: the class whose heatmaps are shown, or `PREDICTED`.
-    """
+def cards(readings: dict[str, Reading], view: View) -> str:
+    """The legend, then one card a network: a row for each backbone, columns plain, MA, CBAM; {model: Reading}."""
     rows, columns = [], list(ATTENTIONS)
     used = sorted({columns.index(split_name(model)[1]) for model in readings})
-    places = []
-    for model in readings:
+    shown = {model: r.predicted if view.explain == PREDICTED else view.explain for model, r in readings.items()}
+    highest = max((r.peaks[shown[model]] for model, r in readings.items()), default=0)
+    body = ""
+    for model, reading in readings.items():
         backbone, attention = split_name(model)
         if backbone not in rows:
             rows.append(backbone)
-        places.append((rows.index(backbone) + 1, used.index(columns.index(attention)) + 1))
-    body = "".join(_card(m, r, explain, place) for (m, r), place in zip(readings.items(), places))
-    return f'<section class="cards" style="--columns:{max(1, len(used))}" aria-label="Readings">{body}</section>'
+        place = (rows.index(backbone) + 1, used.index(columns.index(attention)) + 1)
+        heatmap = reading.heatmaps[shown[model]]
+        if view.scale == SHARED and highest > 0:
+            heatmap = heatmap * np.float32(reading.peaks[shown[model]] / highest)
+        body += _card(model, reading, shown[model], heat_picture(heatmap, view.colours), place)
+    grid = f'<section class="cards" style="--columns:{max(1, len(used))}" aria-label="Readings">{body}</section>'
+    return legend(view) + grid
 
 
 def notes(readings: dict[str, Reading]) -> str:
@@ -160,21 +201,20 @@ def notes(readings: dict[str, Reading]) -> str:
         return ""
     native = sorted({"{}×{}".format(*reading.native) for reading in readings.values()})
     return f"""
-<div class="notes"><p>Each heatmap (Grad-CAM) is scaled on its own: its brightness cannot be compared with another
-panel’s. The raw peak can, among the classes of one network. A heatmap has {escape(", ".join(native))} cells, whatever
+<div class="notes"><p>A heatmap (Grad-CAM) that is scaled on its own cannot be compared with another panel’s; its raw
+peak can, among the classes of one network. A heatmap has {escape(", ".join(native))} cells, whatever
 its outline suggests.
 <b>In lung</b> is the share of the heatmap inside the mask; mask attention (MA) sets what lies outside the lungs to
 zero, so that its share is high partly by construction, and no proof of better reasoning.</p></div>
 """
 
 
-def _card(model: str, reading: Reading, explain: str, place: tuple[int, int]) -> str:
+def _card(model: str, reading: Reading, name: str, heat: Image.Image, place: tuple[int, int]) -> str:
     backbone, attention = human_name(model)
-    name = reading.predicted if explain == PREDICTED else explain
-    peak, in_lung = reading.peaks[name], reading.in_lung[name]
-    figures = f"raw peak {peak:.3g}, {in_lung:.0%} in lung"
+    peak, in_lung, (right, left) = reading.peaks[name], reading.in_lung[name], reading.in_sides[name]
+    figures = f"raw peak {peak:.3g}, {in_lung:.0%} in lung (right {right:.0%}, left {left:.0%})"
     if attention == ATTENTIONS["ma"]:
-        figures += " (MA: partly by construction)"
+        figures += ", with MA partly by construction"
     if peak <= 0:
         figures = "empty, no place speaks for this class"
     rows = "".join(_bar(c, p, c == reading.predicted) for c, p in reading.probabilities.items())
@@ -183,7 +223,7 @@ def _card(model: str, reading: Reading, explain: str, place: tuple[int, int]) ->
 <h3>{escape(backbone)} <span>{"" if attention == "plain" else "+ "}{escape(attention)}</span></h3>
 <p class="verdict"><b>{escape(reading.predicted)}</b> {reading.probabilities[reading.predicted]:.1%}</p>
 <figure><button class="zoom" title="Full screen, on and off"><span class="xray"><img class="heat"
-src="{data_url(heat_picture(reading.heatmaps[name]))}"
+src="{data_url(heat)}"
 alt="Heatmap of {escape(name)} by {escape(backbone)}, {escape(attention)}, over the X-ray: {figures}"></span></button>
 <figcaption>Heatmap of <b>{escape(name)}</b>: {figures}</figcaption></figure>
 <table><caption class="unseen">Probabilities of {escape(backbone)}, {escape(attention)}</caption>{rows}</table>

@@ -1,0 +1,59 @@
+"""Is this an X-ray of the kind that the networks know? The Mahalanobis distance of Lee et al. (NeurIPS 2018).
+
+The segmenter looks at the whole picture, so its deepest features tell a chest
+X-ray from a photograph, a CT slice, or a film that lies on its side; they are
+there before any classifier is asked, whichever classifiers are loaded.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from .weights import verified
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """A Gaussian over the segmenter's pooled deepest features of the training X-rays.
+
+    Attributes:
+        mean: (C,) float64.
+        precision: (C, C) float64, the inverse of their covariance.
+        limit: the distance above which a picture is called unlike them.
+        share: the share in [0, 1] of held-out X-rays that lie below the limit.
+    """
+
+    mean: np.ndarray
+    precision: np.ndarray
+    limit: float
+    share: float
+
+    @classmethod
+    def load(cls, folder: str | Path, entry: dict) -> "Familiarity | None":
+        """What the manifest `entry` of a segmenter names in `folder`; None if it names nothing.
+
+        Raises:
+            WeightsError: the file is missing or damaged.
+        """
+        if "familiarity" not in entry:
+            return None
+        known = entry["familiarity"]
+        arrays = load_file(verified(folder, known))
+        return cls(arrays["mean"], arrays["precision"], known["limit"], known["share"])
+
+    def distance(self, features: np.ndarray) -> float:
+        """How far features (C,) lie from the training X-rays: about 1 for one of them, more for something else."""
+        gap = features.astype(np.float64) - self.mean
+        return float(np.sqrt(max(0.0, gap @ self.precision @ gap) / len(gap)))
+
+    def warnings(self, distance: float) -> list[str]:
+        """A plain sentence if the distance is over the limit; [] when all is well."""
+        if distance <= self.limit:
+            return []
+        return [
+            f"The picture is unlike the X-rays that the networks learnt from (distance {distance:.1f}; "
+            f"{self.share:.0%} of theirs are below {self.limit:.1f}): no frontal chest X-ray, a film on its side, "
+            "or one of another kind of machine; trust the readings less."
+        ]

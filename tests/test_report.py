@@ -1,0 +1,40 @@
+"""The one-page report."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manet_core import Pipeline
+from manet_core.phantom import phantom
+from manet_core.report import save_report
+
+
+@pytest.fixture(scope="module")
+def pipe(random_weights):
+    return Pipeline.load(random_weights)
+
+
+def test_pdf_is_one_page_of_a4_without_a_name(pipe, tmp_path):
+    path = tmp_path / "report.pdf"
+    save_report(pipe.analyze(phantom(128)), path, hashes=pipe.hashes)
+    data = path.read_bytes()
+    assert data.startswith(b"%PDF") and data.count(b"/Type /Page ") + data.count(b"/Type /Page\n") == 1
+    assert b"/MediaBox [ 0 0 595.44 841.68 ]" in data and b"/Author" not in data
+
+
+@pytest.mark.parametrize("models", [[], ["efficientnet_lite0_ma"], None], ids=["mask alone", "one", "all"])
+def test_png_has_a4_proportions_whatever_was_asked(pipe, tmp_path, models):
+    path = tmp_path / "report.png"
+    save_report(pipe.analyze(phantom(128), models), path)
+    picture = Image.open(path)
+    assert picture.height / picture.width == pytest.approx(2**0.5, rel=0.01)
+    assert np.asarray(picture.convert("L")).std() > 20
+
+
+def test_title_and_note_are_printed(pipe, tmp_path):
+    analysis, pages = pipe.analyze(phantom(128), []), []
+    for note in ("", "Compare with last year. " * 20):
+        save_report(analysis, tmp_path / "a.png", note=note)
+        pages.append(np.asarray(Image.open(tmp_path / "a.png").convert("L")))
+    top = slice(60, 90)  # below the heading
+    assert (pages[0][top] == 255).all() and (pages[1][top] < 128).sum() > 500
