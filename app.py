@@ -1,13 +1,15 @@
 """The web page: python app.py [--host 127.0.0.1] [--port 7860] [--weights weights]."""
 
 import argparse
+import base64
+import io
 import json
 import logging
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +18,21 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr  # noqa: E402
 
-from manet_core import Pipeline, WeightsError, XRay, XRayError  # noqa: E402
+from manet_core import CLASSES, Analysis, WeightsError, XRay, XRayError  # noqa: E402
 from manet_core.phantom import phantom  # noqa: E402
-from ui import render  # noqa: E402
+from manet_core.preprocess import resize  # noqa: E402
+from manet_core.registry import split_name  # noqa: E402
+from manet_core.report import save_report  # noqa: E402
+from ui import batch, render  # noqa: E402
 from ui.models import models_page  # noqa: E402
+from ui.networks import Networks  # noqa: E402
+from ui.teach import teach_tab  # noqa: E402
 from ui.uploads import Uploads  # noqa: E402
 
 PHANTOMS = {"Clear lungs": (0, 0.0), "Faint shadow": (1, 0.5), "Dense shadow": (2, 1.0)}  # name: (seed, opacity)
-KEEP_S = 1800  # seconds for which heatmaps wait for another class to be chosen
+KEEP_S = 1800  # seconds for which a result waits for another class to be chosen, or for a report
+KEEP_SIDE = 1024  # pixels of it
+LONGEST_NOTE = 600  # characters
 ONE_AT_A_TIME = {"concurrency_id": "networks", "concurrency_limit": 1}
 WINDOW = """
 (centre, width, inverted) => {
@@ -45,24 +54,6 @@ element.addEventListener('click', event => {
 def sets(variable: str, value: str = "value") -> str:
     """JavaScript that sets a CSS variable of the page to an expression of a control's `value`."""
     return f"value => document.querySelector('.gradio-container').style.setProperty('{variable}', {value})"
-
-
-class Networks:
-    """The pipeline, loaded once, when it is first asked for; a failed attempt is repeated the next time."""
-
-    def __init__(self, weights: str | Path):
-        self.weights, self._pipeline, self._lock = weights, None, threading.Lock()
-
-    def get(self) -> Pipeline:
-        """The pipeline.
-
-        Raises:
-            WeightsError: weights are missing or damaged.
-        """
-        with self._lock:
-            if self._pipeline is None:
-                self._pipeline = Pipeline.load(self.weights)
-            return self._pipeline
 
 
 def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
@@ -90,17 +81,62 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
             "warnings": [sentence], "disclaimer"}; no pixels, nothing about the patient.
         """
         try:
-            return networks.get().analyze(uploads.read(file)).to_dict()
+            return networks.analyze(uploads.read(file)).to_dict()
         except (XRayError, WeightsError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def answer(read: Callable[[], XRay], *view: str) -> Iterator[dict]:
+    def analyze_many(files: list[gr.FileData]) -> list[dict]:
+        """Analysis of many X-rays, in their order; a zip archive counts as the files in it.
+
+        Args:
+            files: PNG, JPEG, TIFF, BMP, WebP, DICOM or zip files.
+
+        Returns:
+            For each file {"file": its name} and what `/analyze` returns, or {"file", "error": a sentence}.
+        """
+        try:
+            *_, (rows, _) = batch.read_all(networks, uploads, files)
+        except (XRayError, WeightsError) as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return json.loads(batch.as_json(rows))
+
+    def list_networks() -> list[dict]:
+        """The networks that are asked.
+
+        Returns:
+            [{"name", "backbone", "attention": "", "ma" or "cbam", "classes", "input_size": pixels,
+            "temperature", "sha256": of the weights}]
+        """
+        try:
+            pipeline = networks.get()
+        except WeightsError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        found = []
+        for name in pipeline.models:
+            entry, (backbone, attention) = pipeline.entries[name], split_name(name)
+            found.append(
+                {
+                    "name": name,
+                    "backbone": backbone,
+                    "attention": attention,
+                    "classes": entry["classes"],
+                    "input_size": entry["preprocessing"]["size"],
+                    "temperature": entry.get("temperature", 1.0),
+                    "sha256": entry["sha256"],
+                }
+            )
+        return found
+
+    def answer(read: Callable[[], XRay], quiz: bool, *view: str) -> Iterator[dict]:
         """What the page shows, stage by stage, of the X-ray that `read` returns."""
         yield {
             status: render.stage("Reading the picture …"),
             pictures: "",
             result: gr.update(visible=False),
-            readings: None,
+            quiz_panel: gr.update(visible=False),
+            verdict: "",
+            found: None,
+            saved: "",
         }
         try:
             x = read()
@@ -108,7 +144,7 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
             pipeline = networks.get()
             count = len(pipeline.models)
             yield {status: render.stage(f"Finding the lungs and asking {count} networks …")}
-            analysis = pipeline.analyze(x)
+            analysis = networks.analyze(x)
         except (XRayError, WeightsError) as error:
             yield {status: render.alert("Not analysed", [str(error)]), pictures: render.EMPTY, drop: None}
             return
@@ -120,23 +156,45 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
         yield {
             status: render.alert("Warning", analysis.warnings),
             pictures: render.pictures(analysis),
-            result: gr.update(visible=True),
+            result: gr.update(visible=not quiz),
+            quiz_panel: gr.update(visible=quiz),
+            guess: None,
             summary: render.summary(analysis.readings),
             cards: render.cards(analysis.readings, render.View(*view)),
             notes: render.notes(analysis.readings),
-            readings: analysis.readings,
+            found: replace(analysis, original=resize(analysis.original, render.fit(x.pixels.shape, KEEP_SIDE))),
         }
 
-    def answer_upload(file: dict, *view: str) -> Iterator[dict]:
-        yield from answer(lambda: uploads.read(file), *view)
+    def answer_upload(file: dict, quiz: bool, *view: str) -> Iterator[dict]:
+        yield from answer(lambda: uploads.read(file), quiz, *view)
 
-    def answer_phantom(seed: int, opacity: float, *view: str) -> Iterator[dict]:
-        yield from answer(lambda: phantom(seed=seed, opacity=opacity), *view)
+    def answer_phantom(seed: int, opacity: float, quiz: bool, *view: str) -> Iterator[dict]:
+        yield from answer(lambda: phantom(seed=seed, opacity=opacity), quiz, *view)
 
-    def redraw(found: dict | None, *view: str) -> str:
-        if found is None:
+    def reveal(analysis: Analysis | None, guess: str, score: tuple[int, int]) -> tuple:
+        if analysis is None:
+            return (
+                gr.update(),
+                gr.update(visible=False),
+                render.alert("The result has expired", ["Drop it again."]),
+                score,
+            )
+        score = (score[0] + (guess == next(iter(analysis.votes), None)), score[1] + 1)
+        return gr.update(visible=True), gr.update(visible=False), render.verdict(guess, analysis.votes, score), score
+
+    def redraw(analysis: Analysis | None, *view: str) -> str:
+        if analysis is None:
             return render.alert("The heatmaps have expired", ["Drop the X-ray again to see other classes."])
-        return render.cards(found, render.View(*view))
+        return render.cards(analysis.readings, render.View(*view))
+
+    def report(analysis: Analysis | None, note: str, kind: str) -> str:
+        if analysis is None:
+            return render.alert("The result has expired", ["Drop the X-ray again to save a report."])
+        page = io.BytesIO()
+        save_report(analysis, page, note=note[:LONGEST_NOTE], hashes=networks.get().hashes, format=kind)
+        data = base64.b64encode(page.getvalue()).decode()
+        name, media = f"MANet.{kind}", {"pdf": "application/pdf", "png": "image/png"}[kind]
+        return f'<a download="{name}" href="data:{media};base64,{data}">Save {name} again</a>'
 
     def forget(request: gr.Request) -> None:
         """Drop what the server keeps of a page that was closed."""
@@ -146,16 +204,26 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
     with gr.Blocks(title="MANet", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as demo:
         html = partial(gr.HTML, apply_default_css=False)
         html(render.HEADER + render.WINDOW)
+        found = gr.State(time_to_live=KEEP_S)  # the Analysis, its original no larger than needed to show it
+        score = gr.State((0, 0))  # of “read first”: agreements with the networks, X-rays read
         with gr.Tabs():
             with gr.Tab("Second opinion"):
                 with gr.Row(equal_height=True):
                     drop = gr.File(label="X-ray", show_label=False, height=76, scale=3, elem_id="drop")
                     with gr.Column(scale=2, elem_classes="phantoms"):
                         html("<p>No X-ray at hand? Try a drawing: <b>synthetic phantom, not a person.</b></p>")
-                        with gr.Row():
+                        with gr.Row(equal_height=True):
                             buttons = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
+                        quiz = gr.Checkbox(
+                            label="Read first: hide the networks’ answers until I have given mine", container=False
+                        )
                 status = html(elem_id="status")
                 pictures = html(render.EMPTY, elem_id="pictures", js_on_load=FULL_SCREEN)
+                with gr.Row(visible=False, equal_height=True) as quiz_panel:
+                    guess = gr.Radio(
+                        list(CLASSES), label="What do you see? The networks have answered, hidden.", scale=4
+                    )
+                verdict = html(elem_id="verdict")
                 with gr.Column(visible=False) as result:
                     summary = html(elem_id="summary")
                     with gr.Row(equal_height=True):
@@ -175,9 +243,19 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
                             scale = gr.Radio(render.SCALES, value=render.OWN, label="Scale of heatmaps")
                     cards = html(elem_id="cards", js_on_load=FULL_SCREEN)
                     notes = html(elem_id="notes")
+                    with gr.Accordion("Report on one page", open=False, elem_id="report"):
+                        note = gr.Textbox(
+                            label="Note, printed on the report and kept nowhere", lines=2, max_length=LONGEST_NOTE
+                        )
+                        with gr.Row():
+                            save = {kind: gr.Button(f"Save as {kind.upper()}", size="sm") for kind in ("pdf", "png")}
+                        saved = html(elem_id="saved")
+            with gr.Tab("Compare attention") as teach:
+                teach_tab(networks, found, teach)
+            with gr.Tab("Many X-rays"):
+                batch.batch_tab(networks, uploads)
             with gr.Tab("Models"):
                 html(models_page(weights, results))
-        readings = gr.State(time_to_live=KEEP_S)
         view = [explain, colours, scale]  # the fields of render.View
 
         gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
@@ -185,15 +263,23 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
             None, None, status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
             trigger_mode="multiple", api_visibility="private",
         )  # fmt: skip
-        outputs = [drop, status, pictures, result, summary, cards, notes, readings]
+        outputs = [drop, status, pictures, result, summary, cards, notes, found, saved, quiz_panel, guess, verdict]
         event = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"} | ONE_AT_A_TIME
-        drop.upload(answer_upload, [drop, *view], preprocess=False, trigger_mode="multiple", **event)
+        drop.upload(answer_upload, [drop, quiz, *view], preprocess=False, trigger_mode="multiple", **event)
         for name, button in buttons.items():
-            button.click(partial(answer_phantom, *PHANTOMS[name]), view, **event)
+            button.click(partial(answer_phantom, *PHANTOMS[name]), [quiz, *view], **event)
+        guess.input(
+            reveal, [found, guess, score], [result, quiz_panel, verdict, score], queue=False,
+            show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
         gr.on(
-            [control.input for control in view], redraw, [readings, *view], cards, queue=False,
+            [control.input for control in view], redraw, [found, *view], cards, queue=False,
             show_progress="hidden", trigger_mode="always_last", api_visibility="private",
         )  # fmt: skip
+        for kind, button in save.items():
+            make = partial(report, kind=kind)
+            made = button.click(make, [found, note], saved, queue=False, api_visibility="private")
+            made.then(None, js="() => document.querySelector('#saved a')?.click()", api_visibility="private")
         in_browser = {"fn": None, "api_visibility": "private"}
         opacity.input(inputs=opacity, js=sets("--heat"), **in_browser)
         gr.on([c.input for c in (centre, width, inverted)], inputs=[centre, width, inverted], js=WINDOW, **in_browser)
@@ -202,6 +288,8 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
         demo.load(look_for_weights, None, status, show_progress="hidden", api_visibility="private")
         demo.unload(forget)
         gr.api(analyze, api_name="analyze", **ONE_AT_A_TIME)
+        gr.api(analyze_many, api_name="batch", concurrency_id="batches")
+        gr.api(list_networks, api_name="models")
     return demo
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from .familiarity import Familiarity
 from .gradcam import grad_cam, scale_maps
 from .lungs import Lungs, mask_warnings, predict_lungs, sides
-from .preprocess import resize, segmented_lungs
+from .preprocess import network_input, resize
 from .quality import picture_warnings
 from .registry import list_models
 from .weights import WeightsError, load_network, read_manifest
@@ -173,41 +173,50 @@ class Pipeline:
         """Where the networks are."""
         return next(self.segmenter.parameters()).device
 
-    def analyze(self, x: XRay, models: list[str] | None = None) -> Analysis:
+    def analyze(
+        self, x: XRay, models: list[str] | None = None, lungs: Lungs | None = None, sees: str = "lungs"
+    ) -> Analysis:
         """Mask, clean, classify and explain one X-ray.
 
         Args:
             x: from `load_xray`.
             models: loaded names to ask; None: all; []: stop after the mask.
+            lungs: a mask to use in place of the predicted one, for "what if".
+            sees: what the classifiers are shown, one of `preprocess.SEES`; all but "lungs" are for "what if", too.
 
         Raises:
             WeightsError: a model that is not loaded.
+            ValueError: there is no such `sees`.
         """
         names = self.models if models is None else list(models)
         for name in names:
             if name not in self.classifiers:
                 raise WeightsError(f"{name!r} is not loaded; loaded are: {', '.join(self.models) or 'none'}.")
-        (segmentation,) = predict_lungs(self.segmenter, [x.pixels], self.entries[SEGMENTER]["preprocessing"]["size"])
+        segmentation = lungs
+        if lungs is None:
+            size = self.entries[SEGMENTER]["preprocessing"]["size"]
+            (segmentation,) = predict_lungs(self.segmenter, [x.pixels], size)
         inputs = {}  # network input by size: most classifiers share one
         readings = {}
         for name in names:
             size = self.entries[name]["preprocessing"]["size"]
             if size not in inputs:
-                inputs[size] = self._input(x.pixels, segmentation, size)
+                inputs[size] = self._input(x.pixels, segmentation, size, sees)
             readings[name] = self._read(name, *inputs[size])
         warnings = [*x.remarks, *picture_warnings(x.pixels), *mask_warnings(segmentation)]
         distance = None
-        if self.familiarity is not None:
+        if self.familiarity is not None and segmentation.features is not None:
             distance = self.familiarity.distance(segmentation.features)
             warnings += self.familiarity.warnings(distance)
         return Analysis(x.pixels, segmentation, readings, warnings, distance)
 
     def _input(
-        self, pixels: np.ndarray, segmentation: Lungs, size: int
+        self, pixels: np.ndarray, segmentation: Lungs, size: int, sees: str
     ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-        """Segmented lungs (1, 1, S, S) in [−1, 1], mask (1, 1, S, S), and the mask as (S, S) bool."""
+        """What is seen (1, 1, S, S) in [−1, 1], mask (1, 1, S, S), and the mask as (S, S) bool."""
         mask = segmentation.at(size)
-        image = torch.from_numpy(segmented_lungs(resize(pixels, size), mask))[None, None]
+        seen = network_input(resize(pixels, size), mask, sees, np.random.default_rng(0))
+        image = torch.from_numpy(seen)[None, None]
         return image.to(self.device), torch.from_numpy(mask.astype(np.float32))[None, None].to(self.device), mask
 
     def _read(self, name: str, image: torch.Tensor, mask: torch.Tensor, lungs: np.ndarray) -> Reading:

@@ -4,6 +4,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+SEES = (
+    "lungs",
+    "whole",
+    "outside",
+    "shape",
+    "shuffled",
+)  # what a classifier may be shown; all but "lungs" are controls
+
 
 def resize(picture: np.ndarray, size: tuple[int, int] | int) -> np.ndarray:
     """Resize (H, W) float32 to `size` (height, width; or one side of a square), antialiased bilinear.
@@ -36,3 +44,25 @@ def segmented_lungs(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
         (H, W) float32; −1 everywhere where the mask is empty.
     """
     return to_unit_range(picture * mask).astype(np.float32) * 2 - 1
+
+
+def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random.Generator) -> np.ndarray:
+    """What a classifier is shown of an X-ray (S, S) in [0, 1] and its lung mask (S, S): (S, S) float32 in [−1, 1].
+
+    "lungs" is what MANet is about. The others are controls, which tell how much of an accuracy needs lung tissue:
+    the "whole" picture; the "outside", with the lungs blacked out; the mask's "shape" alone; and the lungs
+    "shuffled", their pixels put in random places within the mask, which keeps shape and brightness but no texture.
+    """
+    inside = mask > 0
+    if sees == "whole":
+        return 2 * to_unit_range(image) - 1
+    if sees == "outside":
+        return segmented_lungs(image, ~inside)
+    if sees == "shape":
+        return 2 * inside.astype(np.float32) - 1
+    if sees == "shuffled":
+        image = image.copy()
+        image[inside] = rng.permutation(image[inside])
+    elif sees != "lungs":
+        raise ValueError(f"There is no input {sees!r}; choose one of: {', '.join(SEES)}.")
+    return segmented_lungs(image, mask)

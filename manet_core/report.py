@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from textwrap import fill
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,16 +25,22 @@ _SMALL = {"fontsize": 7, "color": "0.3"}
 
 
 def save_report(
-    analysis: Analysis, path: str | Path, title: str = "", note: str = "", hashes: dict[str, str] | None = None
+    analysis: Analysis,
+    path: str | Path | BinaryIO,
+    title: str = "",
+    note: str = "",
+    hashes: dict[str, str] | None = None,
+    format: str | None = None,
 ) -> None:
     """Write one A4 page: the four stages, each network's probabilities and heatmap, the warnings, the limits.
 
     Args:
         analysis: from `Pipeline.analyze`.
-        path: of the file to write; its suffix, .png or .pdf, chooses the format.
+        path: of the file to write, whose suffix, .png or .pdf, chooses the format; or an open binary file.
         title: printed on top; give nothing that names a patient unless its reader wants it.
         note: free text of the reader, printed below the title.
         hashes: {model: SHA-256 of its weights}, printed so that the page says what made it.
+        format: "png" or "pdf", for an open file.
     """
     from . import __version__  # defined after this module is imported
 
@@ -82,7 +89,7 @@ def save_report(
         axis.imshow(heatmap, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=0.6 * np.minimum(1, 2 * heatmap))
     figure.text(0.06, 0.07, fill(LIMITS, 138), va="top", **_SMALL)
     figure.text(0.06, 0.028, f"MANet {__version__}. Heatmaps: Grad-CAM, each scaled on its own.", va="top", **_SMALL)
-    figure.savefig(path, metadata={"Title": "MANet"})
+    figure.savefig(path, format=format, metadata={"Title": "MANet"})
 
 
 def _shape(analysis: Analysis) -> tuple[int, int]:

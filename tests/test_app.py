@@ -1,5 +1,7 @@
 """The page, served by app.py and driven by a browser; and its endpoint, called as a program would."""
 
+import io
+import json
 import os
 import re
 import shutil
@@ -9,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +116,12 @@ def phantom_png(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("files") / f"{PATIENT}.png"
     Image.fromarray((phantom(256, seed=0).pixels * 65535).astype(np.uint16)).save(path)
     return path
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray((pixels * 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -316,8 +325,75 @@ def test_endpoint_same_file_at_once(server, client, phantom_png):
     _wait_until(lambda: not _files(server[1]))
 
 
-def test_only_analyze_is_public(client):
-    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/analyze"]
+def test_batch_endpoint(server, client, phantom_png, text_file, tmp_path):
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+        archive.write(phantom_png, "inside/film.png")
+    files = [handle_file(path) for path in (phantom_png, text_file, tmp_path / "films.zip")]
+    first, bad, zipped = client.predict(files, api_name="/batch")
+    assert [first["file"], bad["file"], zipped["file"]] == [phantom_png.name, "notes.txt", "film.png"]
+    assert "not a picture" in bad["error"]
+    alone = client.predict(handle_file(phantom_png), api_name="/analyze")
+    assert {k: v for k, v in first.items() if k != "file"} == alone
+    assert not _files(server[1])
+
+
+def test_models_endpoint(client, random_weights):
+    found = client.predict(api_name="/models")
+    entries = read_manifest(random_weights)
+    assert [f["name"] for f in found] == ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
+    assert found[1]["attention"] == "ma" and found[1]["sha256"] == entries["efficientnet_lite0_ma"]["sha256"]
+
+
+def test_public_endpoints(client):
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/analyze", "/batch", "/models"}
+
+
+def test_many_xrays(server, page, phantom_png, phantom_dicom, text_file):
+    url, uploads = server
+    page.goto(url)
+    page.click("button[role=tab]:has-text('Many X-rays')")
+    page.set_input_files("#batch-drop input[type=file]", [phantom_png, phantom_dicom, text_file])
+    page.wait_for_selector("#batch a[download='MANet.csv']")
+    assert page.locator("#batch tbody tr").count() == 3 and "1 not read" in page.inner_text("#batch [role=status]")
+    page.click("#batch th button:has-text('file')")
+    names = page.locator("#batch tbody th").all_inner_texts()
+    assert names == sorted(names, key=str.lower) and len(names) == 3
+    with page.expect_download() as download:
+        page.click("#batch a[download='MANet.json']")
+    assert [row["file"] for row in json.loads(Path(download.value.path()).read_text())] == [
+        phantom_png.name, phantom_dicom.name, text_file.name,
+    ]  # fmt: skip
+    assert not _files(uploads)
+
+
+def test_many_xrays_can_be_stopped(server, page, tmp_path):
+    url, uploads = server
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+        for number in range(200):
+            archive.writestr(f"{number}.png", _png(phantom(256, seed=number % 3).pixels))
+    page.goto(url)
+    page.click("button[role=tab]:has-text('Many X-rays')")
+    page.set_input_files("#batch-drop input[type=file]", tmp_path / "films.zip")
+    page.wait_for_selector("#batch tbody tr")
+    page.click("button:has-text('Stop here')")
+    page.wait_for_selector("#batch a[download='MANet.csv']")
+    assert 0 < page.locator("#batch tbody tr").count() < 200
+    assert "of 200 files" in page.inner_text("#batch [role=status]")
+    assert not _files(uploads)
+
+
+def test_report_is_saved(server, page):
+    page.goto(server[0])
+    page.click("button:has-text('Clear lungs')")
+    page.wait_for_selector(".card")
+    page.click("button:has-text('Report on one page')")
+    page.fill("#report textarea", "Teaching file 7")
+    for kind, magic in (("PDF", b"%PDF-"), ("PNG", b"\x89PNG")):
+        with page.expect_download() as download:
+            page.click(f"button:has-text('Save as {kind}')")
+        assert download.value.suggested_filename == f"MANet.{kind.lower()}"
+        assert Path(download.value.path()).read_bytes().startswith(magic)
+    assert not _files(server[1])
 
 
 def test_without_weights_the_page_says_so(chromium, page, tmp_path, phantom_png):

@@ -12,9 +12,9 @@ from sklearn.metrics import brier_score_loss
 
 from manet_core import CLASSES, Pipeline
 from manet_core.phantom import phantom
+from manet_core.preprocess import SEES, network_input
 from train import attention_study, classify, evidence, export, familiarity, robustness
 from train.calibration import brier, calibration, expected_calibration_error, fit_temperature, reliability
-from train.data import SEES, network_input
 from train.duplicates import crossing_patients, near_duplicates
 
 # --- what a network sees --------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """The HTML of the page and the reading of uploads, without a server."""
 
 import base64
+import csv
 import io
 import json
 import re
+import zipfile
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 from manet_core import CLASSES, Analysis, Reading, XRayError
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom
-from ui import render
+from ui import batch, render
 from ui.models import models_page, reliability_svg
 from ui.render import OWN, PREDICTED, SHARED, View
 from ui.uploads import Uploads
@@ -201,6 +203,99 @@ def test_reliability_diagram_puts_a_dot_where_it_belongs():
     html = reliability_svg([{"confidence": 0.5, "accuracy": 0.25, "n": 4}], side=100)
     _well_formed(html)
     assert '<circle cx="50.0" cy="75.0" r="8.0">' in html and "50% → 25%" in html
+
+
+# --- many X-rays ----------------------------------------------------------------------------------------------------
+
+
+def _archive(path, members: dict[str, bytes]) -> dict:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return {"path": str(path), "orig_name": path.name}
+
+
+def _read(uploads: Uploads, files: list[dict]) -> dict[str, str | tuple[int, int]]:
+    """{name: shape of the picture, or the sentence why there is none}."""
+    out = {}
+    with batch.pictures(uploads, files) as found:
+        for name, read in found:
+            try:
+                out[name] = read().pixels.shape
+            except XRayError as error:
+                out[name] = str(error)
+    return out
+
+
+def test_batch_reads_files_and_archives_and_leaves_nothing(tmp_path, upload, png):
+    single = upload(png) | {"orig_name": "single.png"}
+    members = {"a/b.png": png, "../../evil.png": png, "__MACOSX/._b.png": b"x", "notes.txt": b"text", "a/": b""}
+    archive = _archive(tmp_path / "uploads" / "f" / "films.zip", members)
+    found = _read(Uploads(tmp_path / "uploads"), [single, archive])
+    assert "not a picture" in found.pop("notes.txt")
+    assert found == dict.fromkeys(["single.png", "b.png", "evil.png"], (96, 96))
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_batch_refuses_what_unpacks_to_too_much(tmp_path, png, monkeypatch):
+    monkeypatch.setattr(batch, "MOST_BYTES", 100_000)
+    archive = _archive(tmp_path / "uploads" / "b" / "bomb.zip", {"bomb.png": bytes(200_000), "good.png": png})
+    found = _read(Uploads(tmp_path / "uploads"), [archive])
+    assert "larger than" in found["bomb.png"] and found["good.png"] == (96, 96)
+
+
+def test_batch_refuses_bad_archives_in_their_own_line(tmp_path, png):
+    path = tmp_path / "uploads" / "b" / "bad.zip"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK nothing")
+    whole = _archive(tmp_path / "uploads" / "c" / "cut.zip", {"x.png": png})
+    data = bytearray((tmp_path / "uploads" / "c" / "cut.zip").read_bytes())
+    data[60:80] = bytes(20)  # within the compressed picture
+    (tmp_path / "uploads" / "c" / "cut.zip").write_bytes(data)
+    strange = {"path": "/etc/passwd.zip"}
+    found = _read(Uploads(tmp_path / "uploads"), [{"path": str(path)}, whole, strange])
+    assert "damaged" in found["bad.zip"] and "cannot be unpacked" in found["x.png"]
+    assert "not an upload" in found["passwd.zip"]
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_batch_refuses_too_many_and_deletes_them(tmp_path, upload, png, monkeypatch):
+    monkeypatch.setattr(batch, "MOST_FILES", 0)
+    with pytest.raises(XRayError, match="at most 0"), batch.pictures(Uploads(tmp_path / "uploads"), [upload(png)]):
+        pass
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+@pytest.fixture
+def rows(readings) -> list[dict]:
+    pixels = phantom(128).pixels
+    analysis = Analysis(pixels, Lungs.from_probability(pixels), readings, ["Look & see."], 1.0)
+    return [batch.row("=1+1.png", analysis), batch.row("<b>.png", "It is no picture.")]
+
+
+def test_csv_has_a_line_a_file_and_no_formula(rows):
+    good, bad = csv.DictReader(io.StringIO(batch.as_csv(rows)))
+    assert good["file"] == "'=1+1.png" and good["most networks predict"] == "COVID-19"
+    assert good["networks that do"] == good["networks"] == "4"
+    assert float(good["resnet34_ma: COVID-19"]) == 0.6 and good["warnings"] == "Look & see."
+    assert bad["file"] == "<b>.png" and bad["error"] == "It is no picture." and bad["resnet34_ma: COVID-19"] == ""
+
+
+def test_json_is_what_the_command_line_writes(rows):
+    good, bad = json.loads(batch.as_json(rows))
+    assert good["readings"]["resnet34_ma"]["predicted"] == "COVID-19" and "thumbnail" not in good
+    assert bad == {"file": "<b>.png", "error": "It is no picture."}
+
+
+def test_batch_table(rows):
+    html = batch.table(rows, 3, running=True)
+    _well_formed(html)
+    assert "2 of 3 files, 1 not read …" in _shown(html) and "download" not in html
+    assert "4 of 4" in html and "60%" in html and "<b>.png" not in html and "Look &amp; see." in html
+    saved = re.findall(r'download="([^"]+)" href="data:[^;]+;base64,([^"]+)"', batch.table(rows, 3, running=False))
+    assert [name for name, _ in saved] == ["MANet.csv", "MANet.json"]
+    assert base64.b64decode(saved[0][1]).decode() == batch.as_csv(rows)
 
 
 # --- uploads --------------------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from manet_core import CLASSES, create_classifier, list_models
+from manet_core.preprocess import SEES
 
 from . import imagenet
-from .data import SEES, LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, split_by_image
+from .data import LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, split_by_image
 from .engine import fit, parser, start_from
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from manet_core import CLASSES, load_xray
 from manet_core.lungs import predict_lungs
-from manet_core.preprocess import resize, segmented_lungs, to_unit_range
+from manet_core.preprocess import network_input, resize, to_unit_range
 from manet_core.weights import load_network, read_manifest
 
 COLUMNS = ["image", "mask", "label", "source", "patient", "split"]
@@ -150,31 +150,6 @@ def draw_weights(groups: pd.Series, balance: float) -> torch.Tensor | None:
     return torch.tensor(groups.map(groups.value_counts().astype(float) ** -balance).tolist()) if balance else None
 
 
-SEES = ("lungs", "whole", "outside", "shape", "shuffled")
-
-
-def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random.Generator) -> np.ndarray:
-    """What a classifier is shown of an X-ray (S, S) in [0, 1] and its lung mask (S, S): (S, S) float32 in [−1, 1].
-
-    "lungs" is what MANet is about. The others are controls, which tell how much of an accuracy needs lung tissue:
-    the "whole" picture; the "outside", with the lungs blacked out; the mask's "shape" alone; and the lungs
-    "shuffled", their pixels put in random places within the mask, which keeps shape and brightness but no texture.
-    """
-    inside = mask > 0
-    if sees == "whole":
-        return 2 * to_unit_range(image) - 1
-    if sees == "outside":
-        return segmented_lungs(image, ~inside)
-    if sees == "shape":
-        return 2 * inside.astype(np.float32) - 1
-    if sees == "shuffled":
-        image = image.copy()
-        image[inside] = rng.permutation(image[inside])
-    elif sees != "lungs":
-        raise ValueError(f"There is no input {sees!r}; choose one of: {', '.join(SEES)}.")
-    return segmented_lungs(image, mask)
-
-
 class LungPictures(Dataset):
     """Items for one epoch after another; set the attribute `epoch` before each.
 
@@ -187,7 +162,7 @@ class LungPictures(Dataset):
             "classify" gives (what the network sees in [−1, 1], mask, class number).
         lungs: (N, S, S) bool, the masks to use, by row of `pictures`.
         augment: None for validation and testing.
-        sees: one of `SEES`, see `network_input`.
+        sees: one of `manet_core.preprocess.SEES`; all but "lungs" are controls.
     """
 
     def __init__(

@@ -36,11 +36,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from manet_core import CLASSES, create_classifier, list_models
+from manet_core.preprocess import SEES
 from manet_core.weights import MANIFEST, load_network, read_manifest
 
 from . import attention_study, familiarity, robustness
 from .calibration import calibration, fit_temperature
-from .data import SEES, LungPictures, Pictures, predicted_lungs
+from .data import LungPictures, Pictures, predicted_lungs
 from .duplicates import crossing_patients, near_duplicates
 from .evaluate import bootstrap_weights, interval, options, percent, read_test, write_between
 from .figures import reliability

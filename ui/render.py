@@ -171,8 +171,20 @@ def summary(readings: dict[str, Reading]) -> str:
     else:
         votes = Counter(reading.predicted for reading in readings.values()).most_common()
         text = ", ".join(f"<b>{escape(name)}</b> by {count} of {len(readings)}" for name, count in votes)
-        text = f"Predicted: {text} networks"
+        agreement = "The networks agree" if len(votes) == 1 else "The networks disagree"
+        text = f"{agreement if len(readings) > 1 else 'Predicted'}: {text}"
     return f'<h2 class="summary">{text}</h2>{LIMITS}'
+
+
+def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:
+    """What a student said beside what the networks say, and how often the two agreed (agreements, X-rays)."""
+    said = ", ".join(f"{escape(name)} by {count}" for name, count in votes.items()) or "nothing"
+    agreed, read = score
+    return (
+        f'<p class="quiz" role="status">You said <b>{escape(guess)}</b>; the networks say {said}. So far you and '
+        f"most of them agree on <b>{agreed} of {read}</b>. Agreement is not truth: they err, "
+        "and on other hospitals’ X-rays often.</p>"
+    )
 
 
 def cards(readings: dict[str, Reading], view: View) -> str:

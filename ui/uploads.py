@@ -1,8 +1,12 @@
 """From an upload in Gradio's temporary folder to an `XRay`, leaving nothing on the disk."""
 
+import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from manet_core import XRay, XRayError, load_xray
 
@@ -31,12 +35,7 @@ class Uploads:
         Raises:
             XRayError: it is no readable X-ray, or no upload of this server.
         """
-        try:
-            path = Path(upload["path"]).resolve()
-        except (KeyError, TypeError, ValueError, OSError):
-            raise XRayError("There is no file in the request; send one image file.") from None
-        if not path.is_relative_to(self.folder):
-            raise XRayError("The path is not an upload of this server; send the file itself.")
+        path = self._path(upload)
         with self._lock:
             found = self._recent[path][0] if path in self._recent else _load(path)
             _delete(path)
@@ -44,6 +43,38 @@ class Uploads:
         if isinstance(found, XRayError):
             raise XRayError(str(found))
         return found
+
+    @contextmanager
+    def opened(self, upload: dict) -> Iterator[BinaryIO]:
+        """An upload's bytes as a stream; the file is deleted from the folder at once.
+
+        Raises:
+            XRayError: it is no upload of this server, or it is gone.
+        """
+        path = self._path(upload)
+        try:
+            stream = path.open("rb")
+        except OSError:
+            raise XRayError("The file is no longer here; send it again.") from None
+        with stream:
+            if os.name != "nt":  # an open file can lose its name there, and keeps its bytes until it is closed
+                _delete(path)
+            yield stream
+        _delete(path)
+
+    def discard(self, upload: dict) -> None:
+        """Delete an upload that will not be read."""
+        with suppress(XRayError):
+            _delete(self._path(upload))
+
+    def _path(self, upload: dict | None) -> Path:
+        try:
+            path = Path(upload["path"]).resolve()
+        except (KeyError, TypeError, ValueError, OSError):
+            raise XRayError("There is no file in the request; send one image file.") from None
+        if not path.is_relative_to(self.folder):
+            raise XRayError("The path is not an upload of this server; send the file itself.")
+        return path
 
     def _remember(self, path: Path, found: XRay | XRayError) -> None:
         if path in self._recent:

@@ -1,0 +1,230 @@
+"""The tab for many X-rays: reading them one by one from uploads and zip archives, the table, the files to keep."""
+
+import base64
+import csv
+import io
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import BinaryIO
+
+import gradio as gr
+
+from manet_core import CLASSES, Analysis, WeightsError, XRay, XRayError, load_xray
+from manet_core.pipeline import DISCLAIMER
+from manet_core.preprocess import resize
+from manet_core.report import LIMITS
+
+from .networks import Networks
+from .render import alert, data_url, fit
+from .uploads import Uploads
+
+MOST_FILES = 1000
+MOST_BYTES = 200 << 20  # of one file in an archive; a picture of 100 megapixels has that many
+REDRAW_S = 1.5  # seconds between two looks at a growing table
+_THUMBNAIL = 72
+_SORT = """
+element.addEventListener('click', event => {
+  const head = event.target.closest('th[aria-sort]');
+  if (!head) return;
+  const up = head.getAttribute('aria-sort') !== 'ascending', column = head.cellIndex;
+  for (const other of head.parentElement.querySelectorAll('th')) other.setAttribute('aria-sort', 'none');
+  head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+  const value = row => row.cells[column].dataset.sort ?? row.cells[column].innerText;
+  const body = head.closest('table').tBodies[0];
+  body.append(...[...body.rows].sort((a, b) =>
+    (up ? 1 : -1) * value(a).localeCompare(value(b), undefined, {numeric: true})));
+});
+"""
+_HELP = f"""
+<p class="help">Drop many X-rays, or zip archives of them: up to {MOST_FILES} pictures, up to 200 MB a file. Each is
+deleted as soon as it is read; the table is kept in this page alone, until it is closed.</p>
+"""
+
+
+def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterator[tuple[list[dict], int]]:
+    """The rows so far (see `row`) and how many there will be, once before the first picture and after each.
+
+    Raises:
+        XRayError: there are more than `MOST_FILES`.
+        WeightsError: weights are missing or damaged.
+    """
+    networks.get()
+    with pictures(uploads, files) as found:
+        rows = []
+        yield rows, len(found)
+        for name, read in found:
+            try:
+                rows.append(row(name, networks.analyze(read())))
+            except XRayError as error:
+                rows.append(row(name, str(error)))
+            yield rows, len(found)
+
+
+def batch_tab(networks: Networks, uploads: Uploads) -> None:
+    """Draw the tab into the page that is being built."""
+    stopped = set()  # sessions that want no more
+
+    def run(files: list[dict], request: gr.Request) -> Iterator[dict]:
+        stopped.discard(request.session_hash)
+        yield {drop: None, stop: gr.update(visible=True)}
+        rows, total, drawn = [], 0, 0.0
+        try:
+            for rows, total in read_all(networks, uploads, files or []):
+                if request.session_hash in stopped:
+                    break
+                if time.monotonic() - drawn > REDRAW_S * (1 + len(rows) / 100):  # a long table is drawn less often
+                    yield {shown: table(rows, total, running=True)}
+                    drawn = time.monotonic()
+        except (XRayError, WeightsError) as error:
+            yield {shown: alert("Not analysed", [str(error)]), stop: gr.update(visible=False)}
+            return
+        finally:
+            stopped.discard(request.session_hash)
+        yield {shown: table(rows, total, running=False), stop: gr.update(visible=False)}
+
+    def end(request: gr.Request) -> None:
+        stopped.add(request.session_hash)
+
+    with gr.Row(equal_height=True):
+        drop = gr.File(
+            label="X-rays", show_label=False, file_count="multiple", height=76, scale=3, elem_id="batch-drop"
+        )
+        stop = gr.Button("Stop here", visible=False, size="sm")
+    gr.HTML(_HELP, apply_default_css=False)
+    shown = gr.HTML(apply_default_css=False, elem_id="batch", js_on_load=_SORT)
+    event = {"show_progress": "hidden", "api_visibility": "private"}
+    drop.upload(
+        run, drop, [drop, stop, shown], preprocess=False, concurrency_id="batches", concurrency_limit=4, **event
+    )
+    stop.click(end, queue=False, **event)
+
+
+@contextmanager
+def pictures(uploads: Uploads, files: list[dict]) -> Iterator[list[tuple[str, Callable[[], XRay]]]]:
+    """(name, function that reads it) of every file, an archive's members in its place.
+
+    A picture is read when its function is called, which may raise XRayError. On
+    leaving, whatever was not read is deleted.
+
+    Raises:
+        XRayError: there are more than `MOST_FILES`.
+    """
+    with ExitStack() as stack:
+        found = []
+        for file in files:
+            stack.callback(uploads.discard, file)
+        for file in files:
+            name = Path(str(file.get("orig_name") or file.get("path") or "nameless")).name
+            if name.lower().endswith(".zip"):
+                found += _members(name, partial(stack.enter_context, uploads.opened(file)))
+            else:
+                found.append((name, partial(uploads.read, file)))
+        if len(found) > MOST_FILES:
+            raise XRayError(f"These are {len(found)} files; send at most {MOST_FILES} at once.")
+        yield found
+
+
+def _members(archive: str, enter: Callable[[], BinaryIO]) -> list[tuple[str, Callable[[], XRay]]]:
+    try:
+        opened = zipfile.ZipFile(enter())
+    except XRayError as error:
+        return [(archive, partial(_refuse, str(error)))]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return [(archive, partial(_refuse, "The zip archive is damaged; make it again."))]
+    members = [m for m in opened.infolist() if not m.is_dir() and not Path(m.filename).name.startswith(".")]
+    return [(Path(member.filename).name, partial(_unpack, opened, member)) for member in members]
+
+
+def _refuse(sentence: str) -> XRay:
+    raise XRayError(sentence)
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> XRay:
+    try:
+        with archive.open(member) as file:
+            data = file.read(MOST_BYTES + 1)  # whatever size the archive claims
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError):
+        raise XRayError("The file cannot be unpacked; make the archive again, without a password.") from None
+    if len(data) > MOST_BYTES:
+        raise XRayError(f"The file is larger than {MOST_BYTES >> 20} MB when unpacked; send the X-ray alone.")
+    return load_xray(data)
+
+
+def row(name: str, found: Analysis | str) -> dict:
+    """What a table, CSV or JSON says of one file: an analysis, or the sentence why there is none."""
+    if isinstance(found, str):
+        return {"file": name, "error": found}
+    small = resize(found.original, fit(found.original.shape, _THUMBNAIL))
+    return {"file": name} | found.to_dict() | {"votes": found.votes, "thumbnail": data_url(small)}
+
+
+def as_json(rows: list[dict]) -> str:
+    """The rows as the command line's results.json has them."""
+    return json.dumps([{k: v for k, v in r.items() if k not in ("thumbnail", "votes")} for r in rows], indent=2) + "\n"
+
+
+def as_csv(rows: list[dict]) -> str:
+    """A line a file: consensus, each network's probability of each class, warnings, error."""
+    models = list(dict.fromkeys(model for r in rows for model in r.get("readings", {})))
+    out = io.StringIO()
+    writer = csv.writer(out)
+    columns = [f"{model}: {name}" for model in models for name in CLASSES]
+    writer.writerow(["file", "most networks predict", "networks that do", "networks", *columns, "warnings", "error"])
+    for r in rows:
+        votes, readings = r.get("votes", {}), r.get("readings", {})
+        first = next(iter(votes.items()), ("", ""))
+        cells = [f"{readings[m]['probabilities'][c]:.4f}" if m in readings else "" for m in models for c in CLASSES]
+        warnings = " ".join(r.get("warnings", []))
+        writer.writerow([_plain(r["file"]), *first, len(readings) or "", *cells, warnings, r.get("error", "")])
+    return out.getvalue()
+
+
+def _plain(name: str) -> str:
+    """A file name that a spreadsheet does not take for a formula."""
+    return f"'{name}" if name[:1] in "=+-@\t\r" else name
+
+
+def table(rows: list[dict], total: int, running: bool) -> str:
+    """The rows of `total` files as an HTML table whose columns sort at a click; when not `running`, with downloads."""
+    failed = sum("error" in r for r in rows)
+    done = f"{len(rows)} of {total} files" + (f", {failed} not read" if failed else "")
+    if running:
+        done = f'<span class="spinner" aria-hidden="true"></span>{done} …'
+    elif rows:
+        done += _download("MANet.csv", "text/csv", as_csv(rows)) + _download("MANet.json", "text/json", as_json(rows))
+    head = "".join(
+        f'<th scope="col" aria-sort="none"><button>{name}</button></th>'
+        for name in ("file", "most predict", "networks", "mean probability", "lung area", "remarks")
+    )
+    return f"""
+<section class="batch"><p class="stage" role="status">{done}</p><p class="small">{DISCLAIMER} {LIMITS}</p>
+<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>
+<tbody>{"".join(map(_line, rows))}</tbody></table></div></section>"""
+
+
+def _download(name: str, kind: str, text: str) -> str:
+    data = base64.b64encode(text.encode()).decode()
+    return f'<a download="{name}" href="data:{kind};base64,{data}">Save {name}</a>'
+
+
+def _line(r: dict) -> str:
+    name = f'<th scope="row">{escape(r["file"])}</th>'
+    if "error" in r:
+        cells = '<td class="failed">not read</td><td></td><td></td><td></td>'
+        return f"<tr><td></td>{name}{cells}<td>{escape(r['error'])}</td></tr>"
+    predicted, count = next(iter(r["votes"].items()), ("", 0))
+    shares = [reading["probabilities"][predicted] for reading in r["readings"].values()] if predicted else []
+    mean = sum(shares) / len(shares) if shares else 0
+    remarks = escape(" ".join(r["warnings"]))
+    return (
+        f'<tr><td><img src="{r["thumbnail"]}" alt=""></td>{name}<td>{escape(predicted)}</td>'
+        f'<td data-sort="{count}">{count} of {len(shares)}</td><td data-sort="{mean}">{mean:.0%}</td>'
+        f'<td data-sort="{r["lung_area"]}">{r["lung_area"]:.0%}</td><td>{remarks}</td></tr>'
+    )
