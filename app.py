@@ -132,6 +132,7 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
         yield {
             status: render.stage("Reading the picture …"),
             pictures: "",
+            headline: gr.update(visible=False),
             result: gr.update(visible=False),
             quiz_panel: gr.update(visible=False),
             verdict: "",
@@ -156,6 +157,7 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
         yield {
             status: render.alert("Warning", analysis.warnings),
             pictures: render.pictures(analysis),
+            headline: gr.update(visible=not quiz),
             result: gr.update(visible=not quiz),
             quiz_panel: gr.update(visible=quiz),
             guess: None,
@@ -171,16 +173,18 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
     def answer_phantom(seed: int, opacity: float, quiz: bool, *view: str) -> Iterator[dict]:
         yield from answer(lambda: phantom(seed=seed, opacity=opacity), quiz, *view)
 
-    def reveal(analysis: Analysis | None, guess: str, score: tuple[int, int]) -> tuple:
+    def reveal(analysis: Analysis | None, guess: str, score: tuple[int, int]) -> dict:
         if analysis is None:
-            return (
-                gr.update(),
-                gr.update(visible=False),
-                render.alert("The result has expired", ["Drop it again."]),
-                score,
-            )
+            expired = render.alert("The result has expired", ["Drop the X-ray again."])
+            return {quiz_panel: gr.update(visible=False), verdict: expired}
         score = (score[0] + (guess == next(iter(analysis.votes), None)), score[1] + 1)
-        return gr.update(visible=True), gr.update(visible=False), render.verdict(guess, analysis.votes, score), score
+        return {
+            quiz_panel: gr.update(visible=False),
+            headline: gr.update(visible=True),
+            result: gr.update(visible=True),
+            verdict: render.verdict(guess, analysis.votes, score),
+            score_state: score,
+        }
 
     def redraw(analysis: Analysis | None, *view: str) -> str:
         if analysis is None:
@@ -205,7 +209,7 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
         html = partial(gr.HTML, apply_default_css=False)
         html(render.HEADER + render.WINDOW)
         found = gr.State(time_to_live=KEEP_S)  # the Analysis, its original no larger than needed to show it
-        score = gr.State((0, 0))  # of “read first”: agreements with the networks, X-rays read
+        score_state = gr.State((0, 0))  # of “read first”: agreements with the networks, X-rays read
         with gr.Tabs():
             with gr.Tab("Second opinion"):
                 with gr.Row(equal_height=True):
@@ -214,18 +218,16 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
                         html("<p>No X-ray at hand? Try a drawing: <b>synthetic phantom, not a person.</b></p>")
                         with gr.Row(equal_height=True):
                             buttons = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
-                        quiz = gr.Checkbox(
-                            label="Read first: hide the networks’ answers until I have given mine", container=False
-                        )
+                        quiz = gr.Checkbox(label="Read first, then see the networks’ answers", container=False)
                 status = html(elem_id="status")
-                pictures = html(render.EMPTY, elem_id="pictures", js_on_load=FULL_SCREEN)
                 with gr.Row(visible=False, equal_height=True) as quiz_panel:
-                    guess = gr.Radio(
-                        list(CLASSES), label="What do you see? The networks have answered, hidden.", scale=4
-                    )
+                    guess = gr.Radio(list(CLASSES), label="What do you see? Then the networks’ answers appear.")
                 verdict = html(elem_id="verdict")
-                with gr.Column(visible=False) as result:
+                with gr.Column(visible=False) as headline:
                     summary = html(elem_id="summary")
+                pictures = html(render.EMPTY, elem_id="pictures", js_on_load=FULL_SCREEN)
+                with gr.Column(visible=False) as result:
+                    html(render.LIMITS)
                     with gr.Row(equal_height=True):
                         explain = gr.Radio(
                             render.EXPLAIN, value=render.PREDICTED, label="Heatmaps of", scale=5, elem_id="explain"
@@ -263,13 +265,27 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
             None, None, status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
             trigger_mode="multiple", api_visibility="private",
         )  # fmt: skip
-        outputs = [drop, status, pictures, result, summary, cards, notes, found, saved, quiz_panel, guess, verdict]
+        outputs = [
+            drop,
+            status,
+            pictures,
+            result,
+            summary,
+            cards,
+            notes,
+            found,
+            saved,
+            headline,
+            quiz_panel,
+            guess,
+            verdict,
+        ]
         event = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"} | ONE_AT_A_TIME
         drop.upload(answer_upload, [drop, quiz, *view], preprocess=False, trigger_mode="multiple", **event)
         for name, button in buttons.items():
             button.click(partial(answer_phantom, *PHANTOMS[name]), [quiz, *view], **event)
         guess.input(
-            reveal, [found, guess, score], [result, quiz_panel, verdict, score], queue=False,
+            reveal, [found, guess, score_state], [headline, result, quiz_panel, verdict, score_state], queue=False,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         gr.on(
@@ -318,14 +334,35 @@ def dark_theme() -> gr.themes.Base:
     return theme
 
 
+def accounts(path: Path) -> list[tuple[str, str]]:
+    """(name, password) of each line NAME:PASSWORD of a file.
+
+    Raises:
+        SystemExit: the file cannot be read, or a line is none of these; the text says what to do.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise SystemExit(f"{path} cannot be read; give a text file with a line NAME:PASSWORD for each user.") from None
+    pairs = [tuple(line.split(":", 1)) for line in lines]
+    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise SystemExit(f"{path} needs a line NAME:PASSWORD for each user, and nothing else.")
+    return pairs
+
+
 def main(argv: list[str] | None = None) -> None:
     """Serve the page until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--weights", default=Path(__file__).parent / "weights", help="folder with manifest.json")
+    parser.add_argument(
+        "--auth", type=Path, metavar="FILE", help="ask for a name and password, a line NAME:PASSWORD each"
+    )
+    parser.add_argument("--mcp", action="store_true", help="also serve the endpoints to language models, by MCP")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, which deletes the temporary folder
+    auth = accounts(args.auth) if args.auth else None
     with tempfile.TemporaryDirectory(prefix="manet-") as folder:
         folder = os.environ.setdefault("GRADIO_TEMP_DIR", folder)
         demo = build(args.weights, folder)
@@ -335,7 +372,12 @@ def main(argv: list[str] | None = None) -> None:
                 server_name=args.host, server_port=args.port, share=False, quiet=True, run_history=False,
                 enable_monitoring=False, footer_links=[], max_file_size="200mb", ssr_mode=False,
                 state_session_capacity=64, theme=dark_theme(), css_paths=render.STYLE,
+                auth=auth, mcp_server=args.mcp,
             )  # fmt: skip
+        except KeyboardInterrupt:  # while starting; later Gradio ends by itself
+            pass
+        except ImportError as error:
+            raise SystemExit("--mcp needs one package more: pip install 'gradio[mcp]'") from error
         except OSError as error:
             raise SystemExit(f"The page cannot be served at {args.host}:{args.port}; choose another --port.") from error
 

@@ -1,5 +1,6 @@
 """The page, served by app.py and driven by a browser; and its endpoint, called as a program would."""
 
+import asyncio
 import io
 import json
 import os
@@ -20,10 +21,11 @@ import numpy as np
 import pydicom
 import pytest
 from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+from gradio_client.exceptions import AppError, AuthenticationError
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+import app
 from manet_core import CLASSES, WeightsError, list_models
 from manet_core.phantom import phantom
 from manet_core.pipeline import DISCLAIMER
@@ -36,13 +38,13 @@ BROWSER_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networkin
 
 
 @contextmanager
-def served(weights: Path, temporary: Path):
+def served(weights: Path, temporary: Path, *options: str):
     """(url, folder of uploads) of `python app.py`, running."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     uploads = temporary / "uploads"
-    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights)]
+    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights), *options]
     with (temporary / "log").open("w+") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"GRADIO_TEMP_DIR": str(uploads)}
@@ -382,6 +384,78 @@ def test_many_xrays_can_be_stopped(server, page, tmp_path):
     assert not _files(uploads)
 
 
+def test_compare_attention(server, page):
+    page.goto(server[0])
+    page.click("button[role=tab]:has-text('Compare attention')")
+    page.wait_for_selector("text=First analyse an X-ray")
+    page.click("button[role=tab]:has-text('Second opinion')")
+    page.click("button:has-text('Dense shadow')")
+    page.wait_for_selector(".card")
+    page.click("button[role=tab]:has-text('Compare attention')")
+    page.wait_for_selector(".grid")
+    assert page.locator(".grid .heat").count() == 15
+    page.wait_for_selector(".pyramid figure")
+
+    page.click("button:has-text('What if the mask')")
+    page.wait_for_selector("canvas[data-ready]")
+    before = page.inner_html("#grid")
+    page.click("label:has-text('add lung')")
+    box = page.locator("canvas").bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 300, box["y"] + 200, steps=4)
+    page.mouse.up()
+    _wait_until(lambda: page.inner_html("#grid") != before)  # another mask, other lungs and heatmaps
+    page.click("button:has-text('The predicted mask again')")
+    _wait_until(lambda: page.inner_html("#grid") == before)
+
+    page.click("label:has-text('all but the lungs')")
+    page.wait_for_selector(".grid >> text=They see all but the lungs")
+    page.click("label:has-text('Random weights')")
+    page.wait_for_selector(".grid >> text=RANDOM")
+
+
+def test_read_first(server, page):
+    page.goto(server[0])
+    page.click("label:has-text('Read first')")
+    page.click("button:has-text('Clear lungs')")
+    page.wait_for_selector("text=What do you see?")
+    page.wait_for_selector(".pictures")
+    assert not page.is_visible(".card") and not page.is_visible(".summary")
+    page.click("label:has-text('Tuberculosis') >> visible=true")
+    page.wait_for_selector(".quiz >> text=You said Tuberculosis")
+    page.wait_for_selector(".card")
+    assert re.search("agree on [01] of 1", page.inner_text(".quiz"))
+
+
+def test_no_serious_fault_of_access(server, page, phantom_png):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+
+    def faults() -> list[str]:
+        found = axe.Axe().run(page).response["violations"]
+        return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+
+    page.goto(server[0])
+    page.wait_for_selector("text=Drop a frontal chest X-ray above")
+    assert faults() == []
+    _send(page, phantom_png)
+    page.wait_for_selector(".card")
+    for panel in ("Window, colours, scale", "Report on one page"):
+        page.click(f"button:has-text('{panel}')")
+    assert faults() == []
+    page.click("button[role=tab]:has-text('Compare attention')")
+    page.wait_for_selector(".pyramid")
+    page.click("button:has-text('What if the mask')")
+    assert faults() == []
+    page.click("button[role=tab]:has-text('Many X-rays')")
+    page.set_input_files("#batch-drop input[type=file]", phantom_png)
+    page.wait_for_selector("#batch a[download='MANet.csv']")
+    assert faults() == []
+    page.click("button[role=tab]:has-text('Models')")
+    page.wait_for_selector(".models")
+    assert faults() == []
+
+
 def test_report_is_saved(server, page):
     page.goto(server[0])
     page.click("button:has-text('Clear lungs')")
@@ -394,6 +468,46 @@ def test_report_is_saved(server, page):
         assert download.value.suggested_filename == f"MANet.{kind.lower()}"
         assert Path(download.value.path()).read_bytes().startswith(magic)
     assert not _files(server[1])
+
+
+def test_password(random_weights, tmp_path, phantom_png):
+    (tmp_path / "users").write_text("erika:correct horse\n")
+    with served(random_weights, tmp_path, "--auth", str(tmp_path / "users")) as (url, _):
+        with pytest.raises((AuthenticationError, ValueError)):
+            Client(url, verbose=False).predict(handle_file(phantom_png), api_name="/analyze")
+        with pytest.raises((AuthenticationError, ValueError)):
+            Client(url, auth=("erika", "wrong"), verbose=False)
+        client = Client(url, auth=("erika", "correct horse"), verbose=False)
+        assert "readings" in client.predict(handle_file(phantom_png), api_name="/analyze")
+
+
+def test_password_file_is_checked(tmp_path):
+    for text in ("", "erika\n", "erika:\n", ":x\n"):
+        (tmp_path / "users").write_text(text)
+        with pytest.raises(SystemExit, match="NAME:PASSWORD"):
+            app.accounts(tmp_path / "users")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        app.accounts(tmp_path / "nobody")
+    (tmp_path / "users").write_text("a:b:c\n\nd:e\n")
+    assert app.accounts(tmp_path / "users") == [("a", "b:c"), ("d", "e")]
+
+
+def test_mcp(random_weights, tmp_path):
+    mcp = pytest.importorskip("mcp", reason="mcp is not installed: pip install 'gradio[mcp]'")
+    transport = pytest.importorskip("mcp.client.streamable_http")
+
+    async def ask(url: str) -> tuple[dict, str]:
+        async with transport.streamablehttp_client(url) as (read, write, _), mcp.ClientSession(read, write) as session:
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            answer = await session.call_tool("list_networks", {})
+            return {tool.name: tool.description for tool in tools}, answer.content[0].text
+
+    with served(random_weights, tmp_path, "--mcp") as (url, _):
+        tools, answer = asyncio.run(ask(f"{url}gradio_api/mcp/"))
+    assert set(tools) == {"analyze", "analyze_many", "list_networks"}
+    assert "research and teaching only" in tools["analyze"]
+    assert "efficientnet_lite0_ma" in answer
 
 
 def test_without_weights_the_page_says_so(chromium, page, tmp_path, phantom_png):

@@ -16,6 +16,7 @@ from manet_core.preprocess import SEES, network_input
 from train import attention_study, classify, evidence, export, familiarity, robustness
 from train.calibration import brier, calibration, expected_calibration_error, fit_temperature, reliability
 from train.duplicates import crossing_patients, near_duplicates
+from train.evaluate import percent
 
 # --- what a network sees --------------------------------------------------------------------------------------------
 
@@ -223,11 +224,17 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     with pytest.raises(SystemExit, match="train.familiarity"):
         run(evidence, *common, "--out", results)
     run(familiarity, *common, "--share", 0.9)
-    run(evidence, *common, "--controls", out.parent, "--out", results, "--heatmaps", 5, "--record")
+    recipes = tmp_path / "recipes"
+    shutil.copytree(out, recipes / "again")
+    runs = ["--controls", out.parent, "--recipes", recipes]
+    run(evidence, *common, *runs, "--out", results, "--heatmaps", 5, "--record")
 
     found = json.loads((results / "evidence.json").read_text())
     assert list(found["models"]) == ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
     assert found["controls"]["outside"]["n"] == 8 and found["splits"]["patients_crossing"] == 0
+    blind = found["controls"]["outside"]["external"]["adult normals"]["all"]["right"]
+    assert found["recipes"]["again"]["external"]["adult normals"]["all"]["right"] == blind
+    assert f"lungs blacked out | {percent(found['controls']['outside']['accuracy'])} |" in evidence.headline(found)
     assert found["splits"]["near_duplicates"]["external – train"] >= 8, (
         "which are copies; other phantoms are much alike"
     )
@@ -238,6 +245,7 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     for title in (
         "Other hospitals",
         "Without lung tissue",
+        "Recipes",
         "source",
         "Calibration",
         "agree",

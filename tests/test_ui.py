@@ -13,10 +13,10 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from manet_core import CLASSES, Analysis, Reading, XRayError
+from manet_core import CLASSES, Analysis, Reading, XRayError, create_classifier
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom
-from ui import batch, render
+from ui import batch, render, teach
 from ui.models import models_page, reliability_svg
 from ui.render import OWN, PREDICTED, SHARED, View
 from ui.uploads import Uploads
@@ -156,9 +156,18 @@ def test_summary_counts_and_limits(readings, rng):
     readings["resnet34_cbam"] = _reading(rng, "Normal")
     html = render.summary(readings)
     _well_formed(html)
-    assert "<b>COVID-19</b> by 3 of 4, <b>Normal</b> by 1 of 4" in html
-    assert "Effusion" in html and "children" in html
+    assert "disagree: COVID-19 by 3 of 4 (mean probability 48%), Normal by 1 of 4 (mean probability 22%)" in _shown(
+        html
+    )
     assert "no classifier" in render.summary({})
+    assert "Effusion" in render.LIMITS and "children" in render.LIMITS
+
+
+def test_the_verdict_on_a_student_tells_agreement_and_not_truth():
+    html = render.verdict("Normal", {"COVID-19": 2, "Normal": 1}, (3, 4))
+    _well_formed(html)
+    assert "You said Normal ; the networks say COVID-19 by 2, Normal by 1." in _shown(html)
+    assert "3 of 4" in html and "not truth" in html
 
 
 def test_notes_say_what_a_heatmap_is(readings):
@@ -296,6 +305,54 @@ def test_batch_table(rows):
     saved = re.findall(r'download="([^"]+)" href="data:[^;]+;base64,([^"]+)"', batch.table(rows, 3, running=False))
     assert [name for name, _ in saved] == ["MANet.csv", "MANet.json"]
     assert base64.b64decode(saved[0][1]).decode() == batch.as_csv(rows)
+
+
+# --- comparing attentions -------------------------------------------------------------------------------------------
+
+
+def test_a_drawn_mask_comes_back(rng):
+    mask = rng.random((224, 224)) > 0.5
+    assert np.array_equal(teach.drawn_mask(render.data_url(teach.painted(mask))), mask)
+
+
+@pytest.mark.parametrize("url", [None, "", "data:image/png;base64,????", "data:image/png;base64,AAAA",
+                                 render.data_url(np.zeros((8, 8), bool))])  # fmt: skip
+def test_what_is_no_drawn_mask_is_none(url):
+    assert teach.drawn_mask(url) is None
+
+
+def test_grid_has_a_row_an_attention_and_a_column_a_class(readings):
+    pixels = phantom(128).pixels
+    analysis = Analysis(pixels, Lungs.from_probability(pixels), readings, [])
+    html = teach.grid(analysis, "resnet34", "outside", random=True)
+    _well_formed(html)
+    assert re.findall(r'<th scope="row">([^<]+)', html) == ["mask attention (MA)", "CBAM"]
+    assert html.count('class="heat"') == 2 * len(CLASSES) and html.count('class="top"') == 2
+    assert "all but the lungs" in html and "RANDOM" in html
+    seen = _picture(re.search(r"--seen:url\(([^)]+)\)", html)[1])
+    inside = analysis.segmentation.at(224)
+    assert (np.asarray(seen)[inside] == 0).all() and (np.asarray(seen)[~inside] > 0).any()
+
+
+def test_receptive_fields_follow_from_kernels_and_strides():
+    # stem 7×7/2, then 3×3 pooling/2, then in layer 1 six 3×3 convolutions: r + (k − 1) · jump
+    fields = teach.receptive_fields("resnet34_ma", 224)
+    assert fields[:4] == (7, 11, 19, 27)
+    assert fields[7] == 11 + 6 * 8
+
+
+def test_pyramid_counts_what_mask_attention_silences():
+    net = create_classifier("resnet34_ma").eval()
+    mask = np.zeros((224, 224), bool)
+    mask[:112] = True
+    html = teach.pyramid(net, "resnet34_ma", mask)
+    _well_formed(html)
+    assert re.findall(r"<b>(\d+×\d+)</b>", html) == ["112×112", "56×56", "28×28", "14×14", "7×7"]
+    assert "sees 7×7 pixels" in html
+    # Rows whose seven pixels all lie in the lower half; cells that see nothing but lung, away from the frame
+    silenced, passed = 54 / 112, 53 * 109 / 112**2
+    stem = f"silenced in {silenced:.0%} of the cells, dimmed in {1 - silenced - passed:.0%}, passed in {passed:.0%}"
+    assert stem in re.sub(r"\s+", " ", html)
 
 
 # --- uploads --------------------------------------------------------------------------------------------------------

@@ -9,13 +9,17 @@ whether those places matter, what disturbs them, whether they notice a picture
 that is none of theirs, and whether a patient or a picture is in two splits.
 Intervals are 95 % bootstrap over patients.
 
-The controls are trainings of their own; `--controls` is the folder that holds
-them, each below the name of what it sees:
+Controls and other recipes are trainings of their own, found in the folders
+`--controls` and `--recipes`; for the shipped page, with $recipe being
+`--imagenet --size 128 --epochs 3 --batch 32 --optimizer adamw --lr 1e-3
+--weight-decay 0.05 --schedule onecycle`:
 
     for sees in lungs whole outside shape shuffled; do
-      python -m train.classify --data DATA --model efficientnet_lite0 --sees $sees --out runs/controls/$sees \\
-          --imagenet --epochs 6 --batch 32 --optimizer adamw --lr 1e-3 --weight-decay 0.01 --schedule onecycle
+      python -m train.classify --model efficientnet_lite0 --sees $sees --out runs/controls/$sees $recipe
     done
+    python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/paper $recipe
+    python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/robust $recipe \\
+        --augment robust --balance 0.5
 """
 
 import argparse
@@ -36,7 +40,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from manet_core import CLASSES, create_classifier, list_models
-from manet_core.preprocess import SEES
 from manet_core.weights import MANIFEST, load_network, read_manifest
 
 from . import attention_study, familiarity, robustness
@@ -45,6 +48,7 @@ from .data import LungPictures, Pictures, predicted_lungs
 from .duplicates import crossing_patients, near_duplicates
 from .evaluate import bootstrap_weights, interval, options, percent, read_test, write_between
 from .figures import reliability
+from .tables import RECIPE, describe
 
 # what other hospitals' X-rays show, and which answers count as right
 EXTERNAL = {
@@ -57,7 +61,7 @@ EXTERNAL = {
     ),
 }
 
-SECTIONS = ["strangers", "models", "controls", "heatmaps", "disturbances", "splits"]
+SECTIONS = ["strangers", "models", "controls", "recipes", "heatmaps", "disturbances", "splits"]
 
 HEATMAP_MEASURES = """\
 In lung: share of the heatmap inside the mask; mask attention silences features outside, so its share is high by
@@ -192,23 +196,27 @@ def agreement(probabilities: dict[str, np.ndarray], truth: np.ndarray, patients:
     return {"models": list(probabilities), "share_unanimous": float(same.mean()), "groups": groups}
 
 
-def controls(args: argparse.Namespace) -> dict:
-    """Test accuracy of trainings that see something else than the lungs, for those that are finished."""
+def trainings(args: argparse.Namespace, folder: Path) -> dict:
+    """{name: settings and figures} of each finished training in `folder`, on test and on other hospitals' X-rays."""
     out = {}
-    for sees in SEES:
-        run = args.controls / sees
-        if not (run / "result.json").exists():
-            continue
+    for run in sorted(path.parent for path in folder.glob("*/result.json")):
         settings = json.loads((run / "result.json").read_text())["settings"]
         pictures = Pictures(args.data, settings["size"], args.cache)
-        rows = pictures.rows("test", labelled=True)
-        dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights), sees=sees)
+        rows = pictures.rows("test", "external")
+        index = pictures.index.iloc[rows].reset_index(drop=True)
+        lungs = predicted_lungs(pictures, args.weights)
+        dataset = LungPictures("classify", pictures, rows, lungs, sees=settings.get("sees", "lungs"))
         net = create_classifier(settings["model"]).eval()
         net.load_state_dict(load_file(run / "best.safetensors"))
-        logits, _ = read_out(net.to(args.device), dataset, f"control: {sees}")
-        patients = pictures.index.patient.to_numpy()[rows]
-        figures = read_test(softmax(logits, 1), dataset.labels, bootstrap_weights(patients))
-        out[sees] = {"model": settings["model"], "epochs": settings["epochs"], **figures}
+        logits, _ = read_out(net.to(args.device), dataset, run.name)
+        probabilities = softmax(logits, 1)
+        test = ((index.split == "test") & (dataset.labels >= 0)).to_numpy()
+        weights = bootstrap_weights(index.patient.to_numpy()[test])
+        out[run.name] = {
+            "settings": {option: settings.get(option) for option in ("model", *RECIPE)},
+            **read_test(probabilities[test], dataset.labels[test], weights),
+            "external": external(probabilities, index),
+        }
     return out
 
 
@@ -279,6 +287,19 @@ def markdown(evidence: dict) -> str:
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows] + [""]
 
+    def compared(what: str, section: str, labels: dict[str, str]) -> list[str]:
+        if not labels:
+            return ["None of these is trained; `python -m train.evidence --help` says how.", ""]
+        groups, rows = ("COVID-19", "tuberculosis", "adult normals"), []
+        for name, label in labels.items():
+            run = evidence[section][name]
+            figures = [run["external"][group]["all"]["right"] for group in groups]
+            mean = f"{100 * np.mean([figure['value'] for figure in figures]):.1f}"
+            rows.append(
+                [label, f"`{run['settings']['model']}`", percent(run["accuracy"]), *map(percent, figures), mean]
+            )
+        return table([what, "network", "test accuracy", *(f"other: {group}" for group in groups), "mean"], rows)
+
     models = evidence["models"]
     names = [f"`{name}`" for name in models]
     lines = ["# Is it true?", "", "Written by `python -m train.evidence`; intervals are 95 % bootstrap over patients."]
@@ -302,12 +323,16 @@ def markdown(evidence: dict) -> str:
     lines += table(["source", "n", "network", *CLASSES], rows)
 
     lines += ["## Without lung tissue", ""]
-    if evidence["controls"]:
-        head = ["what the network saw", "network", "epochs", "test accuracy, % (95 % CI)"]
-        lines += table(head, [[sees, f"`{c['model']}`", c["epochs"], percent(c["accuracy"])]
-                              for sees, c in evidence["controls"].items()])  # fmt: skip
-    else:
-        lines += ["The controls have not been trained; `python -m train.evidence --help` says how.", ""]
+    sees = {name: run["settings"]["sees"] for name, run in evidence["controls"].items()}
+    lines += ["Trained by one recipe; only what they see differs.", "", *compared("what it sees", "controls", sees)]
+    lines += [
+        "## Recipes",
+        "",
+        "Does another recipe carry further? The mean is that of the three columns before it.",
+        "",
+    ]
+    recipes = {name: describe(run["settings"]) for name, run in evidence["recipes"].items()}
+    lines += compared("recipe", "recipes", recipes)
 
     lines += ["## Do the features know the source?", "", "Balanced accuracy of a linear probe, % (95 % CI).", ""]
     rows = []
@@ -368,17 +393,19 @@ def markdown(evidence: dict) -> str:
 
 def headline(evidence: dict) -> str:
     """The figures that belong beside every accuracy: test, other hospitals, and without lung tissue."""
-    outside = evidence["controls"].get("outside")
-    without = percent(outside["accuracy"]) if outside else "not measured"
     groups = list(next(iter(evidence["models"].values()))["external"])
     lines = ["| share called right, % (95 % CI) | our test split | " + " | ".join(f"other: {g}" for g in groups) + " |"]
     lines.append("|" + "---|" * (2 + len(groups)))
     for name, m in evidence["models"].items():
         cells = [percent(m["external"][group]["all"]["right"]) for group in groups]
         lines.append(f"| `{name}` | {percent(m['test']['accuracy'])} | " + " | ".join(cells) + " |")
-    lines.append(
-        f"| a network trained with the lungs blacked out | {without} | " + " | ".join("–" for _ in groups) + " |"
-    )
+    blind = evidence["controls"].get("outside")
+    if blind:
+        cells = [percent(blind["external"][group]["all"]["right"]) for group in groups]
+    else:
+        cells = ["–" for _ in groups]
+    accuracy = percent(blind["accuracy"]) if blind else "not measured"
+    lines.append(f"| control: trained and tested with the lungs blacked out | {accuracy} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -397,6 +424,7 @@ def main() -> None:
     """Measure all of it and write the page."""
     p = options(__doc__)
     p.add_argument("--controls", default="runs/controls", type=Path, help="folder with the controls' trainings")
+    p.add_argument("--recipes", default="runs/recipes", type=Path, help="folder with trainings by other recipes")
     p.add_argument("--out", default="results", type=Path)
     p.add_argument("--heatmaps", type=int, default=50, help="test X-rays whose heatmaps are studied")
     p.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these anew, keep the rest of evidence.json")
@@ -414,7 +442,9 @@ def main() -> None:
     if "models" in wanted:
         evidence["models"], evidence["agreement"] = studies(args, entries)
     if "controls" in wanted:
-        evidence["controls"] = controls(args)
+        evidence["controls"] = trainings(args, args.controls)
+    if "recipes" in wanted:
+        evidence["recipes"] = trainings(args, args.recipes)
     if "heatmaps" in wanted:
         evidence["heatmaps"] = heatmaps(args, entries)
     if "disturbances" in wanted:

@@ -210,7 +210,8 @@ def _points(figure: dict | None) -> str:
     return "" if figure is None else percent(figure)
 
 
-def _recipe(recipe: dict) -> str:
+def describe(recipe: dict) -> str:
+    """The settings `RECIPE` of a training in words."""
     start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
     more = ", robust augmentation" if recipe.get("augment") == "robust" else ""
     more += f", balance {recipe['balance']:g}" if recipe.get("balance") else ""
@@ -241,7 +242,7 @@ def markdown(results: dict) -> str:
     rows, recipes = [], {}
     for split, part in results["splits"].items():
         for name, m in part["models"].items():
-            marks = [recipes.setdefault(_recipe(recipe), chr(97 + len(recipes))) for recipe in m["recipes"]]
+            marks = [recipes.setdefault(describe(recipe), chr(97 + len(recipes))) for recipe in m["recipes"]]
             paper = PAPER_ACCURACY.get(name)
             trials = ", ".join(f"{100 * value:.2f}" for value in m["accuracy"].values())
             state = f"{len(m['accuracy'])} of {results['trials_wanted']}"

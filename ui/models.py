@@ -74,7 +74,8 @@ def _overview(measured: dict[str, dict], controls: dict) -> str:
         rows.append([" ".join(human_name(name)), _percent(found["test"]["accuracy"]), *cells])
     for sees, found in controls.items():
         if sees != "lungs":
-            rows.append([f"control, shown {_CONTROLS[sees]}", _percent(found["accuracy"]), *("–" for _ in groups)])
+            elsewhere = (_percent(found["external"][group]["all"]["right"]) for group in groups)
+            rows.append([f"control, shown {_CONTROLS[sees]}", _percent(found["accuracy"]), *elsewhere])
     n = next(iter(measured.values()))
     head = ["", f"our test split<br><small>n = {n['test']['n']}</small>"]
     head += [f"{group}, elsewhere<br><small>n = {n['external'][group]['all']['n']}</small>" for group in groups]
@@ -134,7 +135,7 @@ def _confusion(matrix: list[list[int]]) -> str:
         shares = [n / max(1, sum(row)) for n in row]
         rows.append(
             f'<tr><th scope="row">{truth}</th>'
-            + "".join(f'<td style="background:rgba(108,197,217,{0.75 * s:.2f})">{n}</td>' for n, s in zip(row, shares))
+            + "".join(f'<td style="background:rgba(108,197,217,{0.4 * s:.2f})">{n}</td>' for n, s in zip(row, shares))
             + "</tr>"
         )
     top = "<th></th>" + "".join(f'<th scope="col">{_SHORT[name]}</th>' for name in CLASSES)

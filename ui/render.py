@@ -165,15 +165,18 @@ def pictures(analysis: Analysis) -> str:
 
 
 def summary(readings: dict[str, Reading]) -> str:
-    """How many networks predict what, and what the numbers leave out."""
+    """How many networks predict what, and how sure they are of it on average."""
     if not readings:
-        text = "There are weights for no classifier, so that the lungs are all there is to see."
-    else:
-        votes = Counter(reading.predicted for reading in readings.values()).most_common()
-        text = ", ".join(f"<b>{escape(name)}</b> by {count} of {len(readings)}" for name, count in votes)
-        agreement = "The networks agree" if len(votes) == 1 else "The networks disagree"
-        text = f"{agreement if len(readings) > 1 else 'Predicted'}: {text}"
-    return f'<h2 class="summary">{text}</h2>{LIMITS}'
+        return (
+            '<h2 class="summary">There are weights for no classifier, so that the lungs are all there is to see.</h2>'
+        )
+    votes = Counter(reading.predicted for reading in readings.values()).most_common()
+    said = []
+    for name, count in votes:
+        mean = np.mean([reading.probabilities[name] for reading in readings.values()])
+        said.append(f"<b>{escape(name)}</b> by {count} of {len(readings)} (mean probability {mean:.0%})")
+    agreement = "The networks agree" if len(votes) == 1 else "The networks disagree"
+    return f'<h2 class="summary">{agreement if len(readings) > 1 else "Predicted"}: {", ".join(said)}</h2>'
 
 
 def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:

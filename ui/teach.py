@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manet_core import CLASSES, Analysis, XRay, create_classifier
+from manet_core import CLASSES, Analysis, Reading, XRay, create_classifier
 from manet_core.lungs import Lungs
 from manet_core.preprocess import network_input, resize
 from manet_core.registry import human_name, split_name
@@ -83,7 +83,7 @@ const start = async () => {
     trigger('submit', {mask: canvas.toDataURL()});
   });
 };
-watch('value', start);
+new MutationObserver(start).observe(element, {childList: true, subtree: true});
 start();
 """
 
@@ -111,38 +111,36 @@ def drawn_mask(url: str) -> np.ndarray | None:
 def editor(analysis: Analysis, mask: np.ndarray) -> str:
     """The X-ray with the mask over it, to be drawn on."""
     under = data_url(resize(analysis.original, _SIDE))
-    return f"""{_BRUSH}<canvas width="{_SIDE}" height="{_SIDE}" data-mask="{data_url(painted(mask))}"
-data-colour="rgb(108,197,217)" style="background-image:url({under})"
-aria-label="The lung mask over the X-ray; draw on it with the brush"></canvas>"""
+    return f"""{_BRUSH}<div class="film" style="background-image:url({under})"><canvas width="{_SIDE}" height="{_SIDE}"
+data-mask="{data_url(painted(mask))}" data-colour="rgb(108,197,217)" role="img"
+aria-label="The lung mask over the X-ray; draw on it with the brush"></canvas></div>"""
 
 
 def grid(analysis: Analysis, backbone: str, sees: str, random: bool) -> str:
-    """A table of heatmaps: a row for each class, a column for each attention of one backbone."""
+    """A table of heatmaps: a row for each attention of one backbone, a column for each class."""
     names = [name for name in analysis.readings if split_name(name)[0] == backbone]
     mask = analysis.segmentation.at(_SIDE)
     seen = network_input(resize(analysis.original, _SIDE), mask, sees, np.random.default_rng(0))
-    head = "".join(
-        f'<th scope="col">{escape(human_name(name)[1])}<br><b>{escape(analysis.readings[name].predicted)}</b></th>'
-        for name in names
-    )
-    body = ""
-    for label in CLASSES:
-        cells = ""
-        for name in names:
-            r = analysis.readings[name]
-            figures = f"{r.probabilities[label]:.1%}, peak {r.peaks[label]:.2g}, {r.in_lung[label]:.0%} in lung"
-            heat = data_url(heat_picture(r.heatmaps[label]))
-            cells += (
-                f'<td{" class=top" if label == r.predicted else ""}><span class="seen"><img class="heat" src="{heat}" '
-                f'alt="Heatmap of {label} by {escape(human_name(name)[1])}"></span>{figures}</td>'
-            )
-        body += f'<tr><th scope="row">{label}</th>{cells}</tr>'
-    what = dict((key, text) for text, key in SEES)[sees]
+    head = "".join(f'<th scope="col">{label}</th>' for label in CLASSES)
+    rows = ""
+    for name in names:
+        attention, r = escape(human_name(name)[1]), analysis.readings[name]
+        cells = "".join(_cell(r, label, attention) for label in CLASSES)
+        rows += f'<tr><th scope="row">{attention}<br>predicts<br><b>{escape(r.predicted)}</b></th>{cells}</tr>'
+    what = {key: text for text, key in SEES}[sees]
     note = "The networks have RANDOM weights: a heatmap that looks the same as before explains nothing. " * random
-    native = "×".join(map(str, analysis.readings[names[0]].native)) if names else ""
+    native = "×".join(map(str, analysis.readings[names[0]].native))
     return f"""<section class="grid" style="--seen:url({data_url((seen + 1) / 2)})">
 <p>{note}They see <b>{what}</b>. A heatmap has {native} cells and a scale of its own; peaks compare the classes of one
-network.</p><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></section>"""
+network.</p><div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>
+</section>"""
+
+
+def _cell(r: Reading, label: str, attention: str) -> str:
+    top = ' class="top"' if label == r.predicted else ""
+    figures = f"{r.probabilities[label]:.1%}, peak {r.peaks[label]:.2g}, {r.in_lung[label]:.0%} in lung"
+    return f"""<td{top}><span class="seen"><img class="heat" src="{data_url(heat_picture(r.heatmaps[label]))}"
+alt="Heatmap of {label} by {attention}"></span>{figures}</td>"""
 
 
 @lru_cache(maxsize=64)
@@ -223,6 +221,7 @@ def teach_tab(networks: Networks, found: gr.State, tab: gr.Tab) -> None:
     event = {"show_progress": "hidden", "api_visibility": "private"}
     fields = [found, edited, which, sees, random], [work, which, shown, maps, canvas]
     turns = {"concurrency_id": "teaching", "concurrency_limit": 4}
-    gr.on([tab.select, *(c.input for c in (which, sees, random))], redraw, *fields, **turns, **event)
-    canvas.submit(keep, found, edited, **event).then(redraw, *fields, **turns, **event)
+    changes = [tab.select, *(control.input for control in (which, sees, random))]
+    gr.on(changes, redraw, *fields, trigger_mode="always_last", **turns, **event)
+    canvas.submit(keep, found, edited, trigger_mode="always_last", **event).then(redraw, *fields, **turns, **event)
     again.click(lambda: None, None, edited, **event).then(redraw, *fields, **turns, **event)
