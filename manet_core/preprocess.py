@@ -2,15 +2,10 @@
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch.nn import functional as F
 
-SEES = (
-    "lungs",
-    "whole",
-    "outside",
-    "shape",
-    "shuffled",
-)  # what a classifier may be shown; all but "lungs" are controls
+SEES = ("lungs", "whole", "outside", "shape", "shuffled", "equalised")  # what may be shown; "lungs" is MANet
 
 
 def resize(picture: np.ndarray, size: tuple[int, int] | int) -> np.ndarray:
@@ -49,9 +44,11 @@ def segmented_lungs(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random.Generator) -> np.ndarray:
     """What a classifier is shown of an X-ray (S, S) in [0, 1] and its lung mask (S, S): (S, S) float32 in [−1, 1].
 
-    "lungs" is what MANet is about. The others are controls, which tell how much of an accuracy needs lung tissue:
+    "lungs" is what MANet is about. The next four are controls, which tell how much of an accuracy needs lung tissue:
     the "whole" picture; the "outside", with the lungs blacked out; the mask's "shape" alone; and the lungs
     "shuffled", their pixels put in random places within the mask, which keeps shape and brightness but no texture.
+    "equalised" lungs keep the texture instead: each grey level becomes the share of lung pixels that are darker, so
+    that no film is brighter or harder than another.
     """
     inside = mask > 0
     if sees == "whole":
@@ -63,6 +60,9 @@ def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random
     if sees == "shuffled":
         image = image.copy()
         image[inside] = rng.permutation(image[inside])
+    elif sees == "equalised":
+        image = image.copy()
+        image[inside] = rankdata(image[inside], "max") / max(1, inside.sum())
     elif sees != "lungs":
         raise ValueError(f"There is no input {sees!r}; choose one of: {', '.join(SEES)}.")
     return segmented_lungs(image, mask)

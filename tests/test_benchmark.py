@@ -1,12 +1,14 @@
 """The benchmark runs, counts what it says, and its committed figures keep what the project promises."""
 
 import json
+import shutil
 import time
 
 import pytest
 from conftest import ROOT
 
 from train import benchmark
+from ui import benchmark as page_benchmark
 
 
 def test_paired_times_tell_a_slow_function_from_a_fast_one():
@@ -31,3 +33,26 @@ def test_committed_figures_keep_the_promises():
     assert ratio["resnet34: inference, MA (a) over plain (b)"] <= 1.05
     assert ratio["resnet34: training step, MA (a) over plain (b)"] <= 1.10
     assert ratio["resnet34: training step of 32 on a fixed batch (a) over one of the whole loop (b)"] >= 0.85
+
+
+def test_the_page_benchmark_runs(random_weights, run, tmp_path):
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    if shutil.which("chromium") is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    few = ["--drops", 1, "--users", 2, "--seconds", 3, "--files", 3]
+    run(page_benchmark, "--weights", random_weights, *few, "--out", tmp_path)
+    results = json.loads((tmp_path / "page.json").read_text())
+    assert results["answers"] >= 2 and results["wrong or mixed-up answers"] == 0
+    assert results["of them read"] == results["X-rays in the archive"] == 3
+    assert 0 < results["another class, median, s"] < results["first drop, networks asleep, s"]
+
+
+def test_committed_figures_of_the_page_keep_the_promises():
+    results = json.loads((ROOT / "results" / "page.json").read_text())
+    assert results["start of the server to the page, s"] <= 8
+    assert results["drop to last heatmap, median, s"] <= 2 and results["drop to last heatmap, 95th percentile, s"] <= 4
+    assert results["another class, median, s"] <= 0.15
+    assert results["wrong or mixed-up answers"] == 0 and results["users at once"] == 8
+    assert results["memory after, MiB"] - results["memory before, MiB"] < 200
+    assert results["of them read"] == results["X-rays in the archive"] == 500
+    assert results["most memory, MiB"] < 2048

@@ -9,7 +9,8 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
 from manet_core.weights import read_manifest
-from train import benchmark, evaluate, evidence
+from train import benchmark, evaluate, evidence, tables
+from ui import benchmark as page_benchmark
 
 README = (ROOT / "README.md").read_text()
 CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text()
@@ -20,9 +21,11 @@ def result(name: str) -> dict:
 
 
 def test_tables_are_drawn_from_the_results():
-    tables = evaluate.tables(result("evaluation"))
-    assert tables in README and tables in CARD
-    assert (ROOT / "results" / "evaluation.md").read_text() == tables
+    figures = evaluate.tables(result("evaluation"))
+    assert figures in README and figures in CARD
+    assert (ROOT / "results" / "evaluation.md").read_text() == figures
+    assert (ROOT / "results" / "paper" / "tables.md").read_text() == tables.markdown(result("paper/results"))
+    assert page_benchmark.table(result("page")) in README
     assert benchmark.table(result("benchmark")) in README
     headline = evidence.headline(result("evidence"))
     assert headline in README and headline in CARD
@@ -50,7 +53,7 @@ def test_model_card_names_every_network(weights):
 
 @pytest.mark.parametrize("text", [README, CARD], ids=["README", "MODEL_CARD"])
 def test_commands_and_files_exist(text):
-    for module in set(re.findall(r"python -m ((?:train|manet_core)[\w.]*)", text)):
+    for module in set(re.findall(r"python -m ((?:train|ui|manet_core)[\w.]*)", text)):
         assert importlib.util.find_spec(module), module
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).exists() or (ROOT / "weights" / link).exists(), link
@@ -58,5 +61,10 @@ def test_commands_and_files_exist(text):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
     launch = {option for action in launch_command_parser()._actions for option in action.option_strings}
     for flag in set(re.findall(r"(?<=\s)--[a-z][\w-]+", text)) - (launch if "accelerate launch" in text else set()):
-        sources = [*ROOT.glob("train/*.py"), *ROOT.glob("manet_core/__main__.py"), ROOT / "app.py"]
+        sources = [
+            *ROOT.glob("train/*.py"),
+            ROOT / "ui" / "benchmark.py",
+            *ROOT.glob("manet_core/__main__.py"),
+            ROOT / "app.py",
+        ]
         assert any(f'"{flag}"' in path.read_text() for path in sources), flag

@@ -42,6 +42,10 @@ def test_controls_show_what_they_say(xray):
     assert ((view["shape"] == 1) == mask).all()
     np.testing.assert_allclose(np.sort(view["shuffled"][mask]), np.sort(view["lungs"][mask]), atol=1e-6)
     assert np.corrcoef(view["shuffled"][mask], view["lungs"][mask])[0, 1] < 0.3
+    levels = (view["equalised"][mask] + 1) / 2
+    np.testing.assert_allclose(np.sort(levels), np.arange(1, mask.sum() + 1) / mask.sum(), atol=1e-6)
+    other_film = network_input(image**3, mask, "equalised", np.random.default_rng(0))
+    np.testing.assert_allclose(other_film, view["equalised"], atol=1e-6)
     low, high = image.min(), image.max()
     np.testing.assert_allclose(view["whole"], 2 * (image - low) / (high - low) - 1, atol=1e-5)
     with pytest.raises(ValueError, match="shuffled"):

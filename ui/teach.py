@@ -26,6 +26,7 @@ SEES = [
     ("the lungs, as always", "lungs"),
     ("all but the lungs", "outside"),
     ("the lungs’ pixels, shuffled", "shuffled"),
+    ("the lungs, equalised", "equalised"),
     ("the lungs’ outline alone", "shape"),
     ("the whole picture", "whole"),
 ]

@@ -1,0 +1,200 @@
+"""How fast is the page, and does it stay calm under many hands? Needs Chromium, as the tests do.
+
+    python -m ui.benchmark            # about four minutes, and another five for a batch of 500 X-rays
+    python -m ui.benchmark --record   # also into the README
+
+Serves the page on a free port and drives it as people would: a browser that
+drops phantoms of 2000×2000 pixels and asks for other heatmaps, programs that
+send their own X-rays all at once, and one that sends an archive.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from gradio_client import Client, handle_file
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from tqdm import tqdm
+
+from manet_core.phantom import phantom
+from train.evaluate import write_between
+
+ROOT = Path(__file__).parent.parent
+
+
+def png(size: int, seed: int) -> bytes:
+    """A phantom as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray((phantom(size, seed=seed).pixels * 255).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@contextmanager
+def served(weights: Path) -> Iterator[tuple[str, int]]:
+    """(url, process number) of the page, as soon as it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights.resolve())]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        while process.poll() is None:
+            try:
+                urllib.request.urlopen(url, timeout=5)
+                break
+            except (urllib.error.URLError, TimeoutError, ConnectionError):
+                time.sleep(0.05)
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def memory(pid: int, field: str = "VmRSS") -> float:
+    """Resident memory of a process, in MiB: now, or with "VmHWM" the most so far."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def one_reader(page: Page, folder: Path, drops: int) -> dict[str, float]:
+    """Seconds from dropping a file to its last heatmap, and from another class to other heatmaps."""
+    film, drop, redraw = folder / "film.png", [], []
+    loaded = "[...document.querySelectorAll('.card .heat')].every(i => i.complete && i.naturalWidth)"
+    for seed in tqdm(range(drops + 1), "dropping", leave=False):
+        film.write_bytes(png(2000, seed))
+        start = time.perf_counter()
+        page.set_input_files("#drop input[type=file]", film)
+        page.wait_for_selector(".card", state="detached") if seed else None
+        page.wait_for_selector(".card")
+        page.wait_for_function(loaded)
+        drop.append(time.perf_counter() - start)
+    labels = ["Normal", "COVID-19", "Tuberculosis", "Bacterial pneumonia", "Viral pneumonia"]
+    for label in labels * 4:
+        start = time.perf_counter()
+        page.click(f"#explain label:has-text('{label}')")
+        page.wait_for_selector(f".card:last-child figcaption >> text=Heatmap of {label}")
+        page.wait_for_function(loaded)
+        redraw.append(time.perf_counter() - start)
+    first, *later = drop  # the networks wake with the first
+    return {
+        "first drop, networks asleep, s": first,
+        "drop to last heatmap, median, s": float(np.median(later)),
+        "drop to last heatmap, 95th percentile, s": float(np.percentile(later, 95)),
+        "another class, median, s": float(np.median(redraw)),
+    }
+
+
+def many_users(url: str, pid: int, folder: Path, users: int, seconds: float) -> dict[str, float]:
+    """`users` programs that ask without a pause, each of X-rays of its own size, by which an answer is known."""
+    before, end = memory(pid), time.monotonic() + seconds
+
+    def use(number: int) -> tuple[int, int]:
+        size = 500 + number
+        path = folder / f"user{number}.png"
+        path.write_bytes(png(size, number))
+        client, answers, wrong, first = Client(url, verbose=False), 0, 0, None
+        while time.monotonic() < end:
+            found = client.predict(handle_file(path), api_name="/analyze")
+            first = first or found
+            answers, wrong = answers + 1, wrong + (found != first or found["height"] != size)
+        return answers, wrong
+
+    with ThreadPoolExecutor(users) as pool:
+        counts = list(pool.map(use, range(users)))
+    return {
+        "users at once": users,
+        "answers": sum(answers for answers, _ in counts),
+        "wrong or mixed-up answers": sum(wrong for _, wrong in counts),
+        "memory before, MiB": before,
+        "memory after, MiB": memory(pid),
+    }
+
+
+def archive(url: str, pid: int, folder: Path, files: int) -> dict[str, float]:
+    """An archive of `files` X-rays, read while another user asks for one of theirs now and then."""
+    path, film = folder / "films.zip", folder / "other.png"
+    film.write_bytes(png(512, 1))
+    with zipfile.ZipFile(path, "w") as films:
+        for number in range(files):
+            films.writestr(f"{number}.png", png(512, number % 20))
+    batch = Client(url, verbose=False).submit([handle_file(path)], api_name="/batch")
+    other, waits, start = Client(url, verbose=False), [], time.perf_counter()
+    while not batch.done():
+        asked = time.perf_counter()
+        other.predict(handle_file(film), api_name="/analyze")
+        waits.append(time.perf_counter() - asked)
+        time.sleep(2)
+    rows = batch.result()
+    return {
+        "X-rays in the archive": files,
+        "of them read": sum("readings" in row for row in rows),
+        "seconds for all": time.perf_counter() - start,
+        "another user's wait meanwhile, median, s": float(np.median(waits)),
+        "most memory, MiB": memory(pid, "VmHWM"),
+    }
+
+
+def table(results: dict) -> str:
+    """The results as Markdown."""
+    lines = [f"On {results['machine']}:", "", "| what | figure |", "|---|---|"]
+    for name, value in results.items():
+        if name != "machine":
+            lines.append(f"| {name} | {value:.2f} |" if isinstance(value, float) else f"| {name} | {value} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print, and write results/page.json."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--weights", default=ROOT / "weights", type=Path)
+    p.add_argument("--drops", type=int, default=20)
+    p.add_argument("--users", type=int, default=8)
+    p.add_argument("--seconds", type=float, default=120)
+    p.add_argument("--files", type=int, default=500, help="X-rays in the archive")
+    p.add_argument("--out", default=ROOT / "results", type=Path)
+    p.add_argument("--record", action="store_true", help="write the figures into the README")
+    args = p.parse_args()
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise SystemExit("There is no Chromium: apt-get install chromium")
+    results = {"machine": f"{os.cpu_count()} CPU cores ({platform.processor() or platform.machine()})"}
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name, served(args.weights) as (url, pid), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        page.wait_for_selector("#drop")
+        results["start of the server to the page, s"] = time.perf_counter() - start
+        results |= one_reader(page, Path(name), args.drops)
+        browser.close()
+        results |= many_users(url, pid, Path(name), args.users, args.seconds)
+        if args.files:
+            results |= archive(url, pid, Path(name), args.files)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "page.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+    if args.record:
+        write_between(ROOT / "README.md", "page", table(results))
+
+
+if __name__ == "__main__":
+    main()
