@@ -26,7 +26,7 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 import app
-from manet_core import CLASSES, WeightsError, list_models
+from manet_core import CLASSES, WeightsError, list_models, load_xray
 from manet_core.phantom import phantom
 from manet_core.pipeline import DISCLAIMER
 from manet_core.weights import read_manifest
@@ -120,28 +120,38 @@ def phantom_png(tmp_path_factory) -> Path:
     return path
 
 
+def _shot(page, name: str) -> None:
+    """Keep a picture of the whole page, if MANET_SHOTS names a folder for them."""
+    if "MANET_SHOTS" in os.environ:
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=Path(os.environ["MANET_SHOTS"]) / f"{name}.png", full_page=True)
+
+
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray((pixels * 255).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def phantom_dicom(tmp_path_factory) -> Path:
-    """A DICOM without extension, as exported from many archives: MONOCHROME1, 12 bit."""
+def _dicom(path: Path, pixels: np.ndarray) -> Path:
+    """A DICOM as exported from many archives: MONOCHROME1, 12 bit, somebody's name in it."""
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     dataset.PatientName, dataset.Modality = PATIENT, "DX"
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 240, 200, 1
+    (dataset.Rows, dataset.Columns), dataset.SamplesPerPixel = pixels.shape, 1
     dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME1", 0
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    dataset.PixelData = ((1 - phantom(256, seed=1).pixels[:240, :200]) * 4095).astype(np.uint16).tobytes()
-    path = tmp_path_factory.mktemp("files") / "IM000001"
+    dataset.PixelData = ((1 - pixels) * 4095).astype(np.uint16).tobytes()
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def phantom_dicom(tmp_path_factory) -> Path:
+    return _dicom(tmp_path_factory.mktemp("files") / "IM000001", phantom(256, seed=1).pixels[:240, :200])
 
 
 @pytest.fixture
@@ -171,9 +181,10 @@ def test_empty_page_says_what_to_do(server, page):
     assert page.is_visible("text=synthetic phantom, not a person")
     assert page.is_visible(f"text={DISCLAIMER}")
     assert not page.is_visible("text=Opacity")
+    _shot(page, "empty")
 
 
-def test_upload_shows_pictures_and_cards(server, page, phantom_png, tmp_path):
+def test_upload_shows_pictures_and_cards(server, page, phantom_png):
     url, uploads = server
     page.goto(url)
     _send(page, phantom_png)
@@ -206,10 +217,7 @@ def test_upload_shows_pictures_and_cards(server, page, phantom_png, tmp_path):
     page.press("input[type=number]", "Tab")
     page.wait_for_function("getComputedStyle(document.querySelector('.heat')).opacity == 0.2")
 
-    shots = Path(os.environ.get("MANET_SHOTS", tmp_path))
-    page.evaluate("scrollTo(0, 0)")
-    page.screenshot(path=shots / "page.png")
-    page.screenshot(path=shots / "page-full.png", full_page=True)
+    _shot(page, "result")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
     assert PATIENT not in kept and "Tuberculosis" not in kept
@@ -264,6 +272,7 @@ def test_bad_file_then_dicom(server, page, text_file, phantom_dicom):
     _send(page, text_file)  # a refusal must not leave another X-ray's readings on the page
     page.wait_for_selector("[role=alert] >> text=This is not a picture that MANet can read")
     assert not page.is_visible(".card") and not page.is_visible(".pictures")
+    _shot(page, "refused")
     assert not _files(uploads)
 
 
@@ -272,6 +281,7 @@ def test_phantom_button(server, page):
     page.click("button:has-text('Dense shadow')")
     page.wait_for_selector(".card")
     assert page.is_visible("[role=alert] >> text=synthetic")
+    _shot(page, "phantom")
 
 
 def test_pages_do_not_share_results(server, chromium, page, phantom_png):
@@ -381,6 +391,7 @@ def test_many_xrays_can_be_stopped(server, page, tmp_path):
     page.wait_for_selector("#batch a[download='MANet.csv']")
     assert 0 < page.locator("#batch tbody tr").count() < 200
     assert "of 200 files" in page.inner_text("#batch [role=status]")
+    _shot(page, "many-stopped")
     assert not _files(uploads)
 
 
@@ -413,6 +424,7 @@ def test_compare_attention(server, page):
     page.wait_for_selector(".grid >> text=They see all but the lungs")
     page.click("label:has-text('Random weights')")
     page.wait_for_selector(".grid >> text=RANDOM")
+    _shot(page, "compare")
 
 
 def test_read_first(server, page):
@@ -422,10 +434,38 @@ def test_read_first(server, page):
     page.wait_for_selector("text=What do you see?")
     page.wait_for_selector(".pictures")
     assert not page.is_visible(".card") and not page.is_visible(".summary")
+    _shot(page, "read-first")
     page.click("label:has-text('Tuberculosis') >> visible=true")
     page.wait_for_selector(".quiz >> text=You said Tuberculosis")
     page.wait_for_selector(".card")
     assert re.search("agree on [01] of 1", page.inner_text(".quiz"))
+
+
+def test_keyboard_alone(server, page):
+    page.goto(server[0])
+    page.focus("button:has-text('Clear lungs')")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".card")
+    page.focus("#explain input")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("figcaption >> text=Heatmap of Normal")
+    page.focus("button[role=tab]:has-text('Models')")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".models")
+
+
+def test_phone(server, chromium):
+    context = chromium.new_context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(1000 * WAIT_S)
+    try:
+        page.goto(server[0])
+        page.click("button:has-text('Clear lungs')")
+        page.wait_for_selector(".card")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        _shot(page, "phone")
+    finally:
+        context.close()
 
 
 def test_no_serious_fault_of_access(server, page, phantom_png):
@@ -518,21 +558,43 @@ def test_without_weights_the_page_says_so(chromium, page, tmp_path, phantom_png)
         page.wait_for_selector("[role=alert] >> text=Not analysed")
         assert page.is_visible("[role=alert] >> text=manifest.json is missing")
         assert not _files(uploads)
+        _shot(page, "no-weights")
 
 
-def test_shipped_weights_on_a_real_xray(weights, cxr, index, page, tmp_path):
+def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
+    """Every tab with X-rays of people: one as JPEG, one as DICOM, one of each class in an archive."""
     try:
         shipped = [name for name in list_models() if name in read_manifest(weights)]
     except WeightsError as error:
         pytest.skip(str(error))
     if not shipped:
         pytest.skip(f"no classifier has weights in {weights}; train and export one, as the README says")
-    image = index.loc[index["split"] == "test", "image"].iloc[0]
+    films = index[index["split"] == "test"].groupby("label").image.first()
+    dicom = _dicom(tmp_path / "IM000002", load_xray(films["Tuberculosis"]).pixels)
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+        for label in CLASSES:
+            archive.write(films[label], f"{label}.jpg")
     with served(weights, tmp_path) as (url, uploads):
         page.goto(url)
-        _send(page, Path(image))
-        page.wait_for_selector(".card")
-        assert page.locator(".pictures img:not(.outline)").count() == 4
-        assert page.locator(".card").count() == len(shipped)
-        page.screenshot(path=Path(os.environ.get("MANET_SHOTS", tmp_path)) / "real.png")
+        for film in (Path(films["Normal"]), dicom):
+            _send(page, film)
+            page.wait_for_selector(".card", state="detached") if film == dicom else None
+            page.wait_for_selector(".card")
+            assert page.locator(".pictures img:not(.outline)").count() == 4
+            assert page.locator(".card").count() == len(shipped)
+            assert re.search("The networks (dis)?agree", page.inner_text(".summary"))
+        _shot(page, "real")
+        page.click("button[role=tab]:has-text('Compare attention')")
+        page.wait_for_selector(".pyramid figure")
+        _shot(page, "real-compare")
+        page.click("button[role=tab]:has-text('Many X-rays')")
+        page.set_input_files("#batch-drop input[type=file]", tmp_path / "films.zip")
+        page.wait_for_selector("#batch a[download='MANet.csv']")
+        assert page.locator("#batch tbody tr").count() == len(CLASSES)
+        assert not page.is_visible("#batch .failed")
+        _shot(page, "real-many")
+        page.click("button[role=tab]:has-text('Models')")
+        page.wait_for_selector(".models details")
+        assert page.locator(".models details").count() == len(shipped) + 1
+        _shot(page, "models")
         assert not _files(uploads)
