@@ -265,21 +265,8 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
             None, None, status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
             trigger_mode="multiple", api_visibility="private",
         )  # fmt: skip
-        outputs = [
-            drop,
-            status,
-            pictures,
-            result,
-            summary,
-            cards,
-            notes,
-            found,
-            saved,
-            headline,
-            quiz_panel,
-            guess,
-            verdict,
-        ]
+        outputs = [drop, status, verdict, headline, summary, pictures, result, cards, notes, found, saved]
+        outputs += [quiz_panel, guess]
         event = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"} | ONE_AT_A_TIME
         drop.upload(answer_upload, [drop, quiz, *view], preprocess=False, trigger_mode="multiple", **event)
         for name, button in buttons.items():

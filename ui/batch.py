@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import logging
 import time
 import zipfile
 import zlib
@@ -64,6 +65,9 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
                 rows.append(row(name, networks.analyze(read())))
             except XRayError as error:
                 rows.append(row(name, str(error)))
+            except Exception:  # the others are not to suffer for one
+                logging.exception("The analysis of one file failed.")
+                rows.append(row(name, "The analysis failed, and the server's log says why."))
             yield rows, len(found)
 
 
