@@ -14,7 +14,14 @@ from manet_core import CLASSES, Pipeline
 from manet_core.phantom import phantom
 from manet_core.preprocess import SEES, network_input
 from train import attention_study, classify, evidence, export, familiarity, robustness
-from train.calibration import brier, calibration, expected_calibration_error, fit_temperature, reliability
+from train.calibration import (
+    brier,
+    calibration,
+    error_by_chance,
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+)
 from train.duplicates import crossing_patients, near_duplicates
 from train.evaluate import percent
 
@@ -62,6 +69,15 @@ def test_temperature_undoes_overconfidence(rng):
     out = calibration(honest * 3, labels, 3.0)
     assert out["after"]["ece"] < 0.03 < out["before"]["ece"]
     assert out["after"]["brier"] < out["before"]["brier"]
+
+
+def test_error_by_chance_is_what_honest_labels_show(rng):
+    p = np.full((400, 2), 0.5) + np.array([0.3, -0.3])
+    expected = error_by_chance(p)
+    drawn = [expected_calibration_error(p, (rng.random(400) > 0.8).astype(int)) for _ in range(300)]
+    assert expected["mean"] == pytest.approx(np.mean(drawn), rel=0.1)
+    assert expected["mean"] == pytest.approx(np.sqrt(0.8 * 0.2 / 400 * 2 / np.pi), rel=0.1)  # mean of a folded normal
+    assert expected["high"] == pytest.approx(np.percentile(drawn, 97.5), rel=0.15)
 
 
 def test_calibration_errors_by_hand(rng):

@@ -36,14 +36,27 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     return sum(r["n"] * abs(r["confidence"] - r["accuracy"]) for r in rows) / len(labels)
 
 
+def error_by_chance(probabilities: np.ndarray, bins: int = 15, replicates: int = 500) -> dict[str, float]:
+    """The ECE that a perfectly calibrated network of these probabilities (N, K) would show on N X-rays.
+
+    It is not zero, as a bin's accuracy is measured on few: {"mean", "high"}, the latter the 97.5th percentile.
+    """
+    confidence = probabilities.max(1)
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    hits = np.random.default_rng(0).random((replicates, len(confidence))) < confidence
+    gaps = (hits - confidence) @ np.eye(bins)[which]  # (replicates, bins), each bin's gap times its n
+    errors = np.abs(gaps).sum(1) / len(confidence)
+    return {"mean": float(errors.mean()), "high": float(np.percentile(errors, 97.5))}
+
+
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean squared distance of the probabilities (N, K) from the truth, summed over classes: 0 to 2."""
     return float(((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1).mean())
 
 
 def calibration(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict:
-    """ECE, Brier score and reliability at T = 1 and at `temperature`."""
-    out = {"n": len(labels)}
+    """ECE, Brier score and reliability at T = 1 and at `temperature`; and what ECE chance alone makes there."""
+    out = {"n": len(labels), "by_chance": error_by_chance(softmax(logits / temperature, 1))}
     for name, t in (("before", 1.0), ("after", temperature)):
         p = softmax(logits / t, 1)
         out[name] = {

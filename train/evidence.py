@@ -348,8 +348,20 @@ def markdown(evidence: dict) -> str:
         for where in ("test", "external"):
             figures = [c[where][when][what] for what in ("ece", "brier") for when in ("before", "after")]
             cells = [f"{figure:.3f}" for figure in figures]
+            chance = "{mean:.3f} (up to {high:.3f})".format(**c[where]["by_chance"])
+            cells = [*cells[:2], chance, *cells[2:]]
             rows.append([f"`{name}`", where, c[where]["n"], f"{c['temperature']:.2f}", *cells])
-    head = ["", "X-rays", "n", "temperature (from val)", "ECE before", "after", "Brier before", "after"]
+    head = [
+        "",
+        "X-rays",
+        "n",
+        "temperature (from val)",
+        "ECE before",
+        "after",
+        "of a perfect network",
+        "Brier before",
+        "after",
+    ]
     lines += table(head, rows)
 
     lines += ["## When all networks agree", ""]
