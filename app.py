@@ -177,7 +177,7 @@ def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
         if analysis is None:
             expired = render.alert("The result has expired", ["Drop the X-ray again."])
             return {quiz_panel: gr.update(visible=False), verdict: expired}
-        score = (score[0] + (guess == next(iter(analysis.votes), None)), score[1] + 1)
+        score = (score[0] + (guess in analysis.leading), score[1] + 1)
         return {
             quiz_panel: gr.update(visible=False),
             headline: gr.update(visible=True),

@@ -85,6 +85,12 @@ class Analysis:
         """{class: number of networks that predict it}, the most first."""
         return dict(Counter(reading.predicted for reading in self.readings.values()).most_common())
 
+    @property
+    def leading(self) -> list[str]:
+        """The classes that most networks predict: one, several if they tie, none if no network was asked."""
+        most = max(self.votes.values(), default=0)
+        return [name for name, count in self.votes.items() if count == most]
+
     def heatmap(self, model: str, name: str) -> np.ndarray:
         """The heatmap of class `name` by `model`, enlarged to (H, W), float32 in [0, 1].
 

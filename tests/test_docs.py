@@ -9,8 +9,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
 from manet_core.weights import read_manifest
-from train import benchmark, evaluate, evidence, tables
-from ui import benchmark as page_benchmark
+from train import benchmark, evaluate, evidence
 
 README = (ROOT / "README.md").read_text()
 CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text()
@@ -24,8 +23,6 @@ def test_tables_are_drawn_from_the_results():
     figures = evaluate.tables(result("evaluation"))
     assert figures in README and figures in CARD
     assert (ROOT / "results" / "evaluation.md").read_text() == figures
-    assert (ROOT / "results" / "paper" / "tables.md").read_text() == tables.markdown(result("paper/results"))
-    assert page_benchmark.table(result("page")) in README
     assert benchmark.table(result("benchmark")) in README
     headline = evidence.headline(result("evidence"))
     assert headline in README and headline in CARD

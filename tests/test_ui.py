@@ -291,6 +291,17 @@ def test_csv_has_a_line_a_file_and_no_formula(rows):
     assert bad["file"] == "<b>.png" and bad["error"] == "It is no picture." and bad["resnet34_ma: COVID-19"] == ""
 
 
+def test_a_tie_names_both(readings, rng):
+    for name in ("resnet34_ma", "resnet34_cbam"):
+        readings[name] = _reading(rng, "Normal")
+    pixels = phantom(128).pixels
+    rows = [batch.row("x.png", Analysis(pixels, Lungs.from_probability(pixels), readings, []))]
+    (line,) = csv.DictReader(io.StringIO(batch.as_csv(rows)))
+    assert line["most networks predict"] == "COVID-19 or Normal" and line["networks that do"] == "2"
+    assert "COVID-19 or Normal" in batch.table(rows, 1, running=True)
+    assert "2 of 4" in batch.table(rows, 1, running=True) and "35% / 35%" in batch.table(rows, 1, running=True)
+
+
 def test_json_is_what_the_command_line_writes(rows):
     good, bad = json.loads(batch.as_json(rows))
     assert good["readings"]["resnet34_ma"]["predicted"] == "COVID-19" and "thumbnail" not in good

@@ -166,12 +166,14 @@ def row(name: str, found: Analysis | str) -> dict:
     if isinstance(found, str):
         return {"file": name, "error": found}
     small = resize(found.original, fit(found.original.shape, _THUMBNAIL))
-    return {"file": name} | found.to_dict() | {"votes": found.votes, "thumbnail": data_url(small)}
+    return {"file": name} | found.to_dict() | {"leading": found.leading, "thumbnail": data_url(small)}
 
 
 def as_json(rows: list[dict]) -> str:
     """The rows as the command line's results.json has them."""
-    return json.dumps([{k: v for k, v in r.items() if k not in ("thumbnail", "votes")} for r in rows], indent=2) + "\n"
+    return (
+        json.dumps([{k: v for k, v in r.items() if k not in ("thumbnail", "leading")} for r in rows], indent=2) + "\n"
+    )
 
 
 def as_csv(rows: list[dict]) -> str:
@@ -182,11 +184,13 @@ def as_csv(rows: list[dict]) -> str:
     columns = [f"{model}: {name}" for model in models for name in CLASSES]
     writer.writerow(["file", "most networks predict", "networks that do", "networks", *columns, "warnings", "error"])
     for r in rows:
-        votes, readings = r.get("votes", {}), r.get("readings", {})
-        first = next(iter(votes.items()), ("", ""))
+        leading, readings = r.get("leading", []), r.get("readings", {})
+        count = sum(reading["predicted"] == leading[0] for reading in readings.values()) if leading else ""
         cells = [f"{readings[m]['probabilities'][c]:.4f}" if m in readings else "" for m in models for c in CLASSES]
         warnings = " ".join(r.get("warnings", []))
-        writer.writerow([_plain(r["file"]), *first, len(readings) or "", *cells, warnings, r.get("error", "")])
+        writer.writerow(
+            [_plain(r["file"]), " or ".join(leading), count, len(readings) or "", *cells, warnings, r.get("error", "")]
+        )
     return out.getvalue()
 
 
@@ -223,12 +227,13 @@ def _line(r: dict) -> str:
     if "error" in r:
         cells = '<td class="failed">not read</td><td></td><td></td><td></td>'
         return f"<tr><td></td>{name}{cells}<td>{escape(r['error'])}</td></tr>"
-    predicted, count = next(iter(r["votes"].items()), ("", 0))
-    shares = [reading["probabilities"][predicted] for reading in r["readings"].values()] if predicted else []
-    mean = sum(shares) / len(shares) if shares else 0
+    leading, readings = r["leading"], list(r["readings"].values())
+    count = sum(reading["predicted"] in leading[:1] for reading in readings)
+    means = [sum(reading["probabilities"][name] for reading in readings) / len(readings) for name in leading]
     remarks = escape(" ".join(r["warnings"]))
     return (
-        f'<tr><td><img src="{r["thumbnail"]}" alt=""></td>{name}<td>{escape(predicted)}</td>'
-        f'<td data-sort="{count}">{count} of {len(shares)}</td><td data-sort="{mean}">{mean:.0%}</td>'
+        f'<tr><td><img src="{r["thumbnail"]}" alt=""></td>{name}<td>{escape(" or ".join(leading))}</td>'
+        f'<td data-sort="{count}">{count} of {len(readings)}</td>'
+        f'<td data-sort="{max(means, default=0)}">{" / ".join(f"{mean:.0%}" for mean in means)}</td>'
         f'<td data-sort="{r["lung_area"]}">{r["lung_area"]:.0%}</td><td>{remarks}</td></tr>'
     )

@@ -1,7 +1,6 @@
 """How fast is the page, and does it stay calm under many hands? Needs Chromium, as the tests do.
 
-    python -m ui.benchmark            # about four minutes, and another five for a batch of 500 X-rays
-    python -m ui.benchmark --record   # also into the README
+    python -m ui.benchmark    # about four minutes, and another five for an archive of 500 X-rays
 
 Serves the page on a free port and drives it as people would: a browser that
 drops phantoms of 2000×2000 pixels and asks for other heatmaps, programs that
@@ -34,7 +33,6 @@ from playwright.sync_api import Page, sync_playwright
 from tqdm import tqdm
 
 from manet_core.phantom import phantom
-from train.evaluate import write_between
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,7 +168,6 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=120)
     p.add_argument("--files", type=int, default=500, help="X-rays in the archive")
     p.add_argument("--out", default=ROOT / "results", type=Path)
-    p.add_argument("--record", action="store_true", help="write the figures into the README")
     args = p.parse_args()
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -192,8 +189,6 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "page.json").write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
-    if args.record:
-        write_between(ROOT / "README.md", "page", table(results))
 
 
 if __name__ == "__main__":
