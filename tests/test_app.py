@@ -544,7 +544,8 @@ def test_mcp(random_weights, tmp_path):
             return {tool.name: tool.description for tool in tools}, answer.content[0].text
 
     with served(random_weights, tmp_path, "--mcp") as (url, _):
-        tools, answer = asyncio.run(ask(f"{url}gradio_api/mcp/"))
+        with ThreadPoolExecutor(1) as pool:  # in this thread the browser may have its own loop
+            tools, answer = pool.submit(asyncio.run, ask(f"{url}gradio_api/mcp/")).result()
     assert set(tools) == {"analyze", "analyze_many", "list_networks"}
     assert "research and teaching only" in tools["analyze"]
     assert "efficientnet_lite0_ma" in answer
