@@ -411,13 +411,11 @@ def headline(evidence: dict) -> str:
     for name, m in evidence["models"].items():
         cells = [percent(m["external"][group]["all"]["right"]) for group in groups]
         lines.append(f"| `{name}` | {percent(m['test']['accuracy'])} | " + " | ".join(cells) + " |")
-    blind = evidence["controls"].get("outside")
-    if blind:
-        cells = [percent(blind["external"][group]["all"]["right"]) for group in groups]
-    else:
-        cells = ["–" for _ in groups]
-    accuracy = percent(blind["accuracy"]) if blind else "not measured"
-    lines.append(f"| control: trained and tested with the lungs blacked out | {accuracy} | {' | '.join(cells)} |")
+    for sees, what in (("lungs", "short training, lungs shown"), ("outside", "short training, lungs blacked out")):
+        run = evidence["controls"].get(sees)
+        cells = [percent(run["external"][group]["all"]["right"]) if run else "–" for group in groups]
+        accuracy = percent(run["accuracy"]) if run else "not measured"
+        lines.append(f"| control: {what} | {accuracy} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
