@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch.nn import functional as F
 
 SEES = ("lungs", "whole", "outside", "shape", "shuffled", "equalised")  # what may be shown; "lungs" is MANet
@@ -47,8 +46,8 @@ def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random
     "lungs" is what MANet is about. The next four are controls, which tell how much of an accuracy needs lung tissue:
     the "whole" picture; the "outside", with the lungs blacked out; the mask's "shape" alone; and the lungs
     "shuffled", their pixels put in random places within the mask, which keeps shape and brightness but no texture.
-    "equalised" lungs keep the texture instead: each grey level becomes the share of lung pixels that are darker, so
-    that no film is brighter or harder than another.
+    "equalised" lungs keep the texture instead: each grey level becomes the share of lung pixels that are no brighter,
+    so that no film is brighter or harder than another.
     """
     inside = mask > 0
     if sees == "whole":
@@ -62,7 +61,8 @@ def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random
         image[inside] = rng.permutation(image[inside])
     elif sees == "equalised":
         image = image.copy()
-        image[inside] = rankdata(image[inside], "max") / max(1, inside.sum())
+        levels = image[inside]
+        image[inside] = np.searchsorted(np.sort(levels), levels, "right") / max(1, len(levels))
     elif sees != "lungs":
         raise ValueError(f"There is no input {sees!r}; choose one of: {', '.join(SEES)}.")
     return segmented_lungs(image, mask)

@@ -13,11 +13,12 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from manet_core import CLASSES, Analysis, Reading, XRayError, create_classifier
+from manet_core import CLASSES, Analysis, Reading, WeightsError, XRayError, create_classifier
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom
 from ui import batch, render, teach
 from ui.models import models_page, reliability_svg
+from ui.networks import Networks
 from ui.render import OWN, PREDICTED, SHARED, View
 from ui.uploads import Uploads
 
@@ -273,6 +274,13 @@ def test_batch_refuses_too_many_and_deletes_them(tmp_path, upload, png, monkeypa
     monkeypatch.setattr(batch, "MOST_FILES", 0)
     with pytest.raises(XRayError, match="at most 0"), batch.pictures(Uploads(tmp_path / "uploads"), [upload(png)]):
         pass
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_batch_without_weights_leaves_nothing(tmp_path, upload, png):
+    sent = [upload(png)]
+    with pytest.raises(WeightsError):
+        list(batch.read_all(Networks(tmp_path / "none"), Uploads(tmp_path / "uploads"), sent))
     assert list((tmp_path / "uploads").iterdir()) == []
 
 

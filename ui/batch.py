@@ -56,8 +56,8 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
         XRayError: there are more than `MOST_FILES`.
         WeightsError: weights are missing or damaged.
     """
-    networks.get()
     with pictures(uploads, files) as found:
+        networks.get()
         rows = []
         yield rows, len(found)
         for name, read in found:
