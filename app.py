@@ -18,7 +18,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr  # noqa: E402
 
-from manet_core import CLASSES, Analysis, WeightsError, XRay, XRayError  # noqa: E402
+from manet_core import CLASSES, Analysis, WeightsError, XRay, XRayError, list_models  # noqa: E402
 from manet_core.phantom import phantom  # noqa: E402
 from manet_core.preprocess import resize  # noqa: E402
 from manet_core.registry import split_name  # noqa: E402
@@ -56,10 +56,16 @@ def sets(variable: str, value: str = "value") -> str:
     return f"value => document.querySelector('.gradio-container').style.setProperty('{variable}', {value})"
 
 
-def build(weights: str | Path, upload_folder: str | Path) -> gr.Blocks:
-    """The page. `weights` has a manifest.json; `upload_folder` is where Gradio stores uploads."""
+def build(weights: str | Path, upload_folder: str | Path, models: list[str] | None = None) -> gr.Blocks:
+    """The page.
+
+    Args:
+        weights: folder with manifest.json.
+        upload_folder: where Gradio stores uploads.
+        models: the classifiers to ask; None: all that have weights.
+    """
     results = Path(weights).parent / "results"
-    networks, uploads = Networks(weights), Uploads(upload_folder)
+    networks, uploads = Networks(weights, models), Uploads(upload_folder)
 
     def look_for_weights() -> str:
         try:
@@ -344,6 +350,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--weights", default=Path(__file__).parent / "weights", help="folder with manifest.json")
     parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=list_models(),
+        metavar="MODEL",
+        help="ask these alone (default: all with weights)",
+    )
+    parser.add_argument(
         "--auth", type=Path, metavar="FILE", help="ask for a name and password, a line NAME:PASSWORD each"
     )
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints to language models, by MCP")
@@ -352,7 +365,7 @@ def main(argv: list[str] | None = None) -> None:
     auth = accounts(args.auth) if args.auth else None
     with tempfile.TemporaryDirectory(prefix="manet-") as folder:
         folder = os.environ.setdefault("GRADIO_TEMP_DIR", folder)
-        demo = build(args.weights, folder)
+        demo = build(args.weights, folder, args.models)
         print(f"MANet: http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
         try:
             demo.launch(

@@ -1,21 +1,17 @@
 """Names to networks: one row a backbone family, three attentions each."""
 
-from torch import nn
+from importlib import import_module
 
-from .efficientnet_lite import efficientnet_lite
-from .inception import inception
-from .resnet import resnet
-from .resunet import ResUNet
-from .vgg import vgg
+from torch import nn
 
 CLASSES = ("Normal", "COVID-19", "Tuberculosis", "Bacterial pneumonia", "Viral pneumonia")
 
-_BACKBONES = {  # name: (builder, how people write it)
-    "efficientnet_lite0": (efficientnet_lite, "EfficientNet-Lite0"),
-    "resnet34": (resnet, "ResNet-34"),
-    "resnet50": (resnet, "ResNet-50"),
-    "vgg16": (vgg, "VGG-16"),
-    "inception_v3": (inception, "Inception v3"),
+_BACKBONES = {  # name: (module and function in it that build it, how people write it)
+    "efficientnet_lite0": ("efficientnet_lite", "EfficientNet-Lite0"),
+    "resnet34": ("resnet", "ResNet-34"),
+    "resnet50": ("resnet", "ResNet-50"),
+    "vgg16": ("vgg", "VGG-16"),
+    "inception_v3": ("inception", "Inception v3"),
 }
 ATTENTIONS = {"": "plain", "ma": "mask attention (MA)", "cbam": "CBAM"}
 
@@ -66,7 +62,8 @@ def create_classifier(name: str, num_classes: int = len(CLASSES), in_channels: i
         torch.Size([2, 5])
     """
     backbone, attention = split_name(name)
-    build, _ = _BACKBONES[backbone]
+    family, _ = _BACKBONES[backbone]
+    build = getattr(import_module(f".{family}", __package__), family)  # not before: torchvision takes seconds
     return build(backbone, attention, num_classes, in_channels)
 
 
@@ -78,4 +75,6 @@ def create_segmenter(name: str = "resunet", in_channels: int = 1, width: int = 3
     """
     if name != "resunet":
         raise ValueError(f"There is no segmenter {name!r}; the only one is 'resunet'.")
+    from .resunet import ResUNet
+
     return ResUNet(in_channels, width)

@@ -277,6 +277,10 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
         assert title in page
     assert evidence.headline(found) in (weights / "MODEL_CARD.md").read_text()
 
+    shutil.rmtree(out)
+    run(evidence, *common, *runs, "--out", results, "--only", "controls")
+    assert json.loads((results / "evidence.json").read_text()) == found, "what is not at hand stays as recorded"
+
     strangers = found["strangers"]["strangers"]
     assert strangers["photographs, CT, MR"]["n"] > 100 and strangers["other hospitals: nih"]["n"] == 8
 

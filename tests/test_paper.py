@@ -1,6 +1,7 @@
 """The paper's experiment on phantoms, and its tables and verdicts on runs whose answer is known."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -84,6 +85,28 @@ def test_an_empty_folder_has_nothing_to_report(phantoms, random_weights, tmp_pat
         run(paper, *options(phantoms, random_weights, tmp_path, tmp_path, "--report"))
 
 
+def test_shipped_weights_stand_in_for_a_trial(phantoms, random_weights, experiment, run, tmp_path):
+    """They are there with their own recipe and without a curve, and only where nothing was trained."""
+    weights = tmp_path / "weights"
+    shutil.copytree(random_weights, weights)
+    manifest = json.loads((weights / "manifest.json").read_text())
+    for entry in manifest["models"].values():
+        entry["training"] = {
+            "settings": RECIPE
+            | {"epochs": 77, "size": 64, "optimizer": "adamw", "schedule": "onecycle", "sees": "lungs"}
+        }
+    (weights / "manifest.json").write_text(json.dumps(manifest))
+    out, names = experiment / "paper", ["efficientnet_lite0", "efficientnet_lite0_cbam"]
+    arguments = options(phantoms, weights, out, experiment / "cache", "--report", "--shipped", *names)
+    run(paper, *arguments, "--record", tmp_path / "record")
+    models = json.loads((tmp_path / "record" / "results.json").read_text())["splits"]["patient"]["models"]
+    assert models["efficientnet_lite0"]["recipes"][0]["epochs"] == 2, "trained: the shipped weights are not needed"
+    cbam = models["efficientnet_lite0_cbam"]
+    assert cbam["recipes"][0]["epochs"] == 77 and cbam["curve"] == {"0": []} and cbam["minus_plain"]["trials"] == 1
+    with pytest.raises(SystemExit, match="no weights of vgg16"):
+        run(paper, *options(phantoms, weights, out, experiment / "cache", "--report", "--shipped", "vgg16"))
+
+
 def make_run(model, trial, right, curve, pictures=400):
     """A run that is right on the first `right` of 400 X-rays."""
     labels = np.arange(pictures) % 5
@@ -95,7 +118,7 @@ def make_run(model, trial, right, curve, pictures=400):
         "labels": labels,
         "probabilities": np.eye(5)[called],
         "patients": np.arange(pictures),
-        "history": pd.DataFrame({"accuracy": curve}),
+        "accuracy": np.array(curve),
         "recipe": RECIPE,
     }
 

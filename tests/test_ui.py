@@ -68,6 +68,13 @@ def _well_formed(html: str) -> None:
     assert parser.open == []
 
 
+def test_the_page_may_ask_some_networks_alone(random_weights):
+    assert Networks(random_weights, ["efficientnet_lite0_ma"]).get().models == ["efficientnet_lite0_ma"]
+    assert len(Networks(random_weights).get().models) == 3
+    with pytest.raises(WeightsError, match="no weights for 'vgg16'"):
+        Networks(random_weights, ["vgg16"]).get()
+
+
 def test_data_url_keeps_grey_levels():
     levels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
     assert np.array_equal(np.asarray(_picture(render.data_url(levels))).ravel(), np.arange(256))

@@ -20,6 +20,8 @@ Controls and other recipes are trainings of their own, found in the folders
     python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/paper $recipe
     python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/robust $recipe \\
         --augment robust --balance 0.5
+
+The figures of those that are not at hand stay as they were recorded.
 """
 
 import argparse
@@ -445,16 +447,17 @@ def main() -> None:
     entries = {name: shipped[name] for name in list_models() if name in shipped}
 
     path = args.out / "evidence.json"
-    evidence = json.loads(path.read_text()) if args.only else {}
+    recorded = json.loads(path.read_text()) if path.exists() else {}
     wanted = args.only or SECTIONS
+    evidence = {section: found for section, found in recorded.items() if section not in wanted}
     if "strangers" in wanted:
         evidence["strangers"] = familiarity.measure(args.data, args.weights, args.cache)
     if "models" in wanted:
         evidence["models"], evidence["agreement"] = studies(args, entries)
     if "controls" in wanted:
-        evidence["controls"] = trainings(args, args.controls)
+        evidence["controls"] = recorded.get("controls", {}) | trainings(args, args.controls)
     if "recipes" in wanted:
-        evidence["recipes"] = trainings(args, args.recipes)
+        evidence["recipes"] = recorded.get("recipes", {}) | trainings(args, args.recipes)
     if "heatmaps" in wanted:
         evidence["heatmaps"] = heatmaps(args, entries)
     if "disturbances" in wanted:

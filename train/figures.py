@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from safetensors.torch import load_file
 
-from manet_core import CLASSES, create_classifier
+from manet_core import CLASSES
 from manet_core.gradcam import grad_cam, scale_maps
 from manet_core.registry import split_name
 from manet_core.report import COLOUR_MAP
@@ -26,7 +25,9 @@ def validation_curves(runs: list[dict], path: Path) -> None:
     backbones = list(dict.fromkeys(split_name(run["model"])[0] for run in runs))
     for axes, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits):
         for model in dict.fromkeys(run["model"] for run in runs if run["split"] == split):
-            curves = [r["history"].accuracy.to_numpy() for r in runs if (r["split"], r["model"]) == (split, model)]
+            curves = [r["accuracy"] for r in runs if (r["split"], r["model"]) == (split, model) and len(r["accuracy"])]
+            if not curves:
+                continue
             length = min(len(curve) for curve in curves)
             backbone, attention = split_name(model)
             colour = colormaps["tab10"](backbones.index(backbone))
@@ -79,7 +80,6 @@ def heatmaps(out: Path, runs: list[dict]) -> Iterator[Path]:
 
 
 def _heatmap_grid(path: Path, runs: list[dict]) -> Path:
-    size = runs[0]["size"]
     dataset = lung_pictures(runs[0]["options"], "test")
     items = {k: int(np.flatnonzero(dataset.labels == k)[0]) for k in range(len(CLASSES)) if (dataset.labels == k).any()}
     figure = Figure(figsize=(2.4 * len(items), 2.5 * (len(runs) + 1)), layout="constrained")
@@ -88,15 +88,14 @@ def _heatmap_grid(path: Path, runs: list[dict]) -> Path:
         grid[0, column].imshow(dataset.pictures.images[dataset.rows[item]], cmap="gray")
         grid[0, column].set_title(CLASSES[label], fontsize=9)
     for row, run in zip(grid[1:], runs):
-        net = create_classifier(run["model"]).eval()
-        net.load_state_dict(load_file(run["folder"] / "best.safetensors"))
+        net, dataset = run["load"](), lung_pictures(run["options"], "test")
         for axes, (label, item) in zip(row, items.items()):
             image, mask, _ = dataset[item]
             with torch.inference_mode():
                 features = net.forward_features(image[None], mask[None])
             _, maps = grad_cam(net, features)
             axes.imshow(image[0], cmap="gray")
-            axes.imshow(scale_maps(maps, size)[label], cmap=COLOUR_MAP, alpha=0.45)
+            axes.imshow(scale_maps(maps, run["size"])[label], cmap=COLOUR_MAP, alpha=0.45)
             probabilities = run["probabilities"][item]
             axes.set_title(f"{run['model']}: {probabilities[label]:.0%}", fontsize=8)
     for axes in grid.flat:

@@ -7,6 +7,7 @@ what is finished, and then writes tables.md, results.json, fig10.png (validation
 curves) and fig9-*.png (heatmaps; they show X-rays, so keep them private). Each
 run is a folder SPLIT/MODEL/TRIAL of `train.classify`; the trial is its seed. A
 finished run may also have been trained by hand: the tables name its recipe.
+With `--shipped`, networks without a run are there with their shipped weights.
 
 The defaults are the paper's recipe and its ten networks, under both splits:
 sixty trainings of 200 epochs, meant for several GPUs. Shorter:
@@ -21,16 +22,20 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from tqdm import tqdm
 
 from manet_core import create_classifier, list_models
+from manet_core.weights import load_network, read_manifest, sha256
 
 from . import classify, figures, tables
 from .benchmark import benchmark_mask_attention
@@ -99,38 +104,57 @@ def finished_runs(args: argparse.Namespace) -> list[dict]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() and args.device == "auto" else "cpu")
     found = []
-    for path in sorted(args.out.glob("*/*/*/result.json")):
-        split, model, trial = path.parent.parts[-3:]
-        if split not in ("patient", "image") or model not in list_models() or not trial.isdigit():
-            continue
-        result = json.loads(path.read_text())
-        settings = result["settings"]
+
+    def add(split: str, model: str, trial: int, settings: dict, load: Callable, cached: Path, accuracy: list) -> None:
         trained = dict(split=split, size=settings["size"], sees=settings.get("sees", "lungs"))
         where = argparse.Namespace(**vars(args) | trained)
         dataset = classify.lung_pictures(where, "test")
-        weights, cached = path.with_name("best.safetensors"), path.with_name("test.npy")
-        if not cached.exists() or cached.stat().st_mtime < weights.stat().st_mtime:
+        if not cached.exists():
             print(f"testing {model}, trial {trial}, split by {split}", flush=True)
-            net = create_classifier(model)
-            net.load_state_dict(load_file(weights))
-            net = net.eval().to(device, memory_format=torch.channels_last)
+            net = load().to(device, memory_format=torch.channels_last)
+            cached.parent.mkdir(parents=True, exist_ok=True)
             np.save(cached, classify.predict(net, dataset, device))
         found.append(
             {
                 "split": split,
                 "model": model,
-                "trial": int(trial),
-                "folder": path.parent,
+                "trial": trial,
+                "load": load,
                 "options": where,
                 "probabilities": np.load(cached),
                 "labels": dataset.labels,
                 "patients": dataset.pictures.index.patient.to_numpy()[dataset.rows],
-                "history": pd.read_csv(path.with_name("log.csv")),
+                "accuracy": np.array(accuracy),
                 "recipe": {option: settings.get(option) for option in tables.RECIPE},
                 "size": settings["size"],
             }
         )
+
+    for path in sorted(args.out.glob("*/*/*/result.json")):
+        split, model, trial = path.parent.parts[-3:]
+        if split not in ("patient", "image") or model not in list_models() or not trial.isdigit():
+            continue
+        weights = path.with_name("best.safetensors")
+        cached = path.with_name(f"test-{sha256(weights)[:12]}.npy")
+        accuracy = pd.read_csv(path.with_name("log.csv")).accuracy.to_list()
+        settings = json.loads(path.read_text())["settings"]
+        add(split, model, int(trial), settings, partial(trained_network, model, weights), cached, accuracy)
+    for model in args.shipped:
+        if not any(run["model"] == model and run["split"] == "patient" for run in found):
+            entry = read_manifest(args.weights).get(model)
+            if entry is None:
+                raise SystemExit(f"There are no weights of {model} in {args.weights}: leave it out of --shipped.")
+            cached = args.out / "shipped" / f"{model}-{entry['sha256'][:12]}.npy"
+            load = partial(load_network, args.weights, model)
+            add("patient", model, 0, entry["training"]["settings"], load, cached, [])
     return found
+
+
+def trained_network(model: str, weights: Path) -> nn.Module:
+    """A classifier with the weights of a training, in evaluation mode."""
+    net = create_classifier(model)
+    net.load_state_dict(load_file(weights))
+    return net.eval()
 
 
 def measure_costs(runs: list[dict], repeats: int) -> dict[str, dict]:
@@ -159,6 +183,10 @@ def main() -> None:
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     p.add_argument("--repeats", type=int, default=25, help="timings of each pair in Table 3")
     p.add_argument("--report", action="store_true", help="train nothing")
+    p.add_argument(
+        "--shipped", nargs="+", choices=list_models(), default=[], metavar="MODEL",
+        help="with no run of theirs below --out, count their shipped weights, split by patient, as a first trial"
+    )  # fmt: skip
     p.add_argument(
         "--record", type=Path, metavar="DIR", help="copy what shows no X-ray there, for example results/paper"
     )

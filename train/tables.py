@@ -2,7 +2,7 @@
 
 Nothing here trains or reads pictures. A run is a dictionary as `train.paper`
 gathers it: split, model, trial, probabilities (N, 5), labels (N,), patients
-(N,), history (a row an epoch), recipe.
+(N,), accuracy on val by epoch (E,), empty where it is not known, and recipe.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from manet_core.registry import split_name
 from .evaluate import bootstrap_weights, interval, percent, read_masks
 
 # options of train.paper that are not options of one training
-OWN_OPTIONS = ("models", "trials", "split", "jobs", "repeats", "report", "record", "out")
+OWN_OPTIONS = ("models", "trials", "split", "jobs", "repeats", "report", "shipped", "record", "out")
 
 # settings that make a recipe; seed and model do not
 RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees",
@@ -27,6 +27,8 @@ PAPER_ACCURACY = {
     "resnet50": 96.08, "resnet50_ma": 96.32, "resnet50_cbam": 95.59,
     "vgg16": 93.87, "vgg16_ma": 95.10, "inception_v3": 95.39, "inception_v3_ma": 96.03,
 }  # fmt: skip
+
+SHORTEST = 3  # epochs below which a curve says nothing of how fast a network learns
 
 # MANet, section 4: test IoU of the lung masks, %
 PAPER_IOU = {"Normal": 93.49, "Tuberculosis": 93.14, "COVID-19": 89.07, "all": 92.50}
@@ -80,7 +82,7 @@ def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -
             mine = [run for run in here if run["model"] == name]
             plain = [run for run in here if run["model"] == split_name(name)[0]]
             accuracies = {run["trial"]: float(correct(run).mean()) for run in mine}
-            curves = [run["history"].accuracy.to_numpy() for run in mine]
+            curves = [run["accuracy"] for run in mine]
             models[name] = {
                 "accuracy": {str(trial): value for trial, value in accuracies.items()},
                 "mean": float(np.mean(list(accuracies.values()))),
@@ -176,6 +178,8 @@ def verdicts(results: dict) -> list[dict]:
         calm = _over_pairs(_pairs(models, "ma", "", lambda a, b: fluctuation(a) - fluctuation(b)))
 
         def lead(a, b):
+            if min(len(a), len(b)) < SHORTEST:
+                return float("nan")
             target = 0.95 * min(a.max(), b.max())
             return epochs_to(a, target) - epochs_to(b, target)
 

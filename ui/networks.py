@@ -12,10 +12,14 @@ class Networks:
     """The pipeline, loaded once, when it is first asked for; a failed attempt is repeated the next time.
 
     One X-ray is analysed at a time, so that those of a batch and of other visitors take turns.
+
+    Args:
+        weights: folder with manifest.json.
+        models: the classifiers to ask; None: all that have weights.
     """
 
-    def __init__(self, weights: str | Path):
-        self.weights, self._pipeline, self._random = weights, None, None
+    def __init__(self, weights: str | Path, models: list[str] | None = None):
+        self.weights, self.models, self._pipeline, self._random = weights, models, None, None
         self._loading, self._turn = threading.Lock(), threading.Lock()
 
     def get(self) -> Pipeline:
@@ -26,7 +30,7 @@ class Networks:
         """
         with self._loading:
             if self._pipeline is None:
-                self._pipeline = Pipeline.load(self.weights)
+                self._pipeline = Pipeline.load(self.weights, self.models)
             return self._pipeline
 
     def analyze(self, x: XRay, random: bool = False, **what_if) -> Analysis:
