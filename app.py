@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-import gradio as gr  # noqa: E402
+with patch("inspect.getfile", side_effect=OSError):  # or Gradio parses and rewrites its own type stubs, for two seconds
+    import gradio as gr
 
 from manet_core import CLASSES, Analysis, WeightsError, XRay, XRayError, list_models  # noqa: E402
 from manet_core.phantom import phantom  # noqa: E402

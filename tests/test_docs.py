@@ -9,7 +9,8 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
 from manet_core.weights import read_manifest
-from train import benchmark, evaluate, evidence
+from train import benchmark, evaluate, evidence, tables
+from ui import benchmark as page_benchmark
 
 README = (ROOT / "README.md").read_text()
 CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text()
@@ -27,6 +28,26 @@ def test_tables_are_drawn_from_the_results():
     headline = evidence.headline(result("evidence"))
     assert headline in README and headline in CARD
     assert (ROOT / "results" / "evidence.md").read_text() == evidence.markdown(result("evidence"))
+
+
+def test_the_papers_tables_are_drawn_from_the_results():
+    results = result("paper/results")
+    assert (ROOT / "results" / "paper" / "tables.md").read_text() == tables.markdown(results)
+    assert tables.claims(results) in README
+    assert tables.verdicts(results) == results["verdicts"]
+
+
+def test_the_pages_figures_keep_the_promises():
+    """A trio: median and 95th percentile from drop to heatmaps; many users at once; an archive; another class."""
+    page = result("page")
+    assert page_benchmark.table(page) in README
+    assert page["3 networks: drop to last heatmap, median, s"] <= 2
+    assert page["3 networks: drop to last heatmap, 95th percentile, s"] <= 4
+    assert page["3 networks: another class, median, s"] <= 0.15
+    assert page["start of the server to the page, s"] <= 8
+    assert page["users at once"] == 8 and page["answers"] > 0 and page["wrong or mixed-up answers"] == 0
+    assert page["memory after, MiB"] < 1.1 * page["memory before, MiB"]
+    assert page["of them read"] == page["X-rays in the archive"] == 500 and page["most memory, MiB"] < 2048
 
 
 def test_manifest_holds_the_same_figures_and_hashes(weights):

@@ -41,7 +41,7 @@ from . import classify, figures, tables
 from .benchmark import benchmark_mask_attention
 from .complexity import table_3
 from .data import read_index, split_by_image
-from .evaluate import measure_masks
+from .evaluate import measure_masks, write_between
 
 PAPERS_TEN = [
     *("resnet34", "resnet34_ma", "resnet34_cbam", "resnet50", "resnet50_ma", "resnet50_cbam"),
@@ -188,7 +188,10 @@ def main() -> None:
         help="with no run of theirs below --out, count their shipped weights, split by patient, as a first trial"
     )  # fmt: skip
     p.add_argument(
-        "--record", type=Path, metavar="DIR", help="copy what shows no X-ray there, for example results/paper"
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="copy what shows no X-ray there: results/paper, with the README's table",
     )
     args = p.parse_args()
     args.out = Path(args.out)
@@ -208,6 +211,8 @@ def main() -> None:
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (folder / "tables.md").write_text(tables.markdown(results))
         figures.validation_curves(runs, folder / "fig10.png")
+    if args.record and (readme := args.record.parent.with_name("README.md")).exists():
+        write_between(readme, "paper", tables.claims(results))
     for path in figures.heatmaps(args.out, runs):
         print(f"{path} shows X-rays: do not publish it unless their licences allow it")
     print(tables.markdown(results))

@@ -28,6 +28,8 @@ PAPER_ACCURACY = {
     "vgg16": 93.87, "vgg16_ma": 95.10, "inception_v3": 95.39, "inception_v3_ma": 96.03,
 }  # fmt: skip
 
+SPLITS = {"patient": "split by patient", "image": "split by image"}
+
 SHORTEST = 3  # epochs below which a curve says nothing of how fast a network learns
 
 # MANet, section 4: test IoU of the lung masks, %
@@ -89,7 +91,9 @@ def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -
                 "minus_plain": None if name == split_name(name)[0] else difference(mine, plain),
                 "complete": len(mine) >= trials,
                 "recipes": [dict(r) for r in dict.fromkeys(tuple(run["recipe"].items()) for run in mine)],
-                "fluctuation": {str(run["trial"]): fluctuation(c) for run, c in zip(mine, curves)},
+                "fluctuation": {
+                    str(r["trial"]): value for r, c in zip(mine, curves) if np.isfinite(value := fluctuation(c))
+                },
                 "curve": {str(run["trial"]): c.tolist() for run, c in zip(mine, curves)},
             }
         best = max(here, key=lambda run: correct(run).mean())
@@ -227,20 +231,28 @@ def describe(recipe: dict) -> str:
     )
 
 
+def claims(results: dict) -> str:
+    """The verdicts as a table."""
+    rows = []
+    for v in results["verdicts"]:
+        f, scale = v["figure"], 1 if "epochs to" in v["measure"] or "/" in v["measure"] else 100
+        figure = "" if f is None else f"{scale * f['value']:.3g} ({scale * f['low']:.3g} to {scale * f['high']:.3g})"
+        rows.append([v["claim"], SPLITS.get(v["split"], ""), v["measure"], figure, f"**{v['verdict']}**"])
+    return "\n".join(_table(["claim", "", "measure", "figure", "verdict"], rows))
+
+
 def markdown(results: dict) -> str:
     """All tables as one Markdown page."""
     lines = ["# The paper's experiment on the data at hand", ""]
     lines += ["Written by `python -m train.paper`; intervals are 95 % bootstrap over patients.", ""]
-    names = {"patient": "split by patient", "image": "split by image"}
-
     lines += ["## Table 1: pictures in each set", ""]
     rows = []
     for split, part in results["splits"].items():
         for label, n in part["pictures"].items():
-            rows.append([names[split], label, n["train"], n["val"], n["test"]])
+            rows.append([SPLITS[split], label, n["train"], n["val"], n["test"]])
     lines += _table(["", "class", "train", "validation", "test"], rows)
     for split, part in results["splits"].items():
-        lines.append(f"* {names[split]}: {part['patients_in_train_and_test']} patients are in both train and test")
+        lines.append(f"* {SPLITS[split]}: {part['patients_in_train_and_test']} patients are in both train and test")
 
     lines += ["", "## Table 2: test accuracy, %", ""]
     rows, recipes = [], {}
@@ -251,7 +263,7 @@ def markdown(results: dict) -> str:
             trials = ", ".join(f"{100 * value:.2f}" for value in m["accuracy"].values())
             state = f"{len(m['accuracy'])} of {results['trials_wanted']}"
             rows.append([
-                f"`{name}`", names[split], trials, f"{100 * m['mean']:.2f}", paper or "–", _points(m["minus_plain"]),
+                f"`{name}`", SPLITS[split], trials, f"{100 * m['mean']:.2f}", paper or "–", _points(m["minus_plain"]),
                 state, ", ".join(marks),
             ])  # fmt: skip
     head = ["model", "", "trials", "mean", "paper", "− plain, points (95 % CI)", "trials done", "recipe"]
@@ -276,7 +288,7 @@ def markdown(results: dict) -> str:
 
     for split, part in results["splits"].items():
         best, report = part["best"], part["best"]["report"]
-        title = f"`{best['model']}`, trial {best['trial']}, {names[split]}"
+        title = f"`{best['model']}`, trial {best['trial']}, {SPLITS[split]}"
         lines += [f"## Table 4: {title}", ""]
         rows = [
             [label, *(f"{100 * report[label][key]:.1f}" for key in ("precision", "recall", "f1-score")),
@@ -295,15 +307,8 @@ def markdown(results: dict) -> str:
     rows = []
     for split, part in results["splits"].items():
         for name, m in part["models"].items():
-            values = [v for v in m["fluctuation"].values() if np.isfinite(v)]
-            rows.append([f"`{name}`", names[split], f"{100 * np.mean(values):.2f}" if values else "too few epochs"])
+            values = list(m["fluctuation"].values())
+            rows.append([f"`{name}`", SPLITS[split], f"{100 * np.mean(values):.2f}" if values else "too few epochs"])
     lines += _table(["model", "", "fluctuation in the last half, points"], rows)
 
-    lines += ["## The paper's claims", ""]
-    rows = []
-    for v in results["verdicts"]:
-        f, scale = v["figure"], 1 if "epochs to" in v["measure"] or "/" in v["measure"] else 100
-        figure = "" if f is None else f"{scale * f['value']:.3g} ({scale * f['low']:.3g} to {scale * f['high']:.3g})"
-        rows.append([v["claim"], names.get(v["split"], ""), v["measure"], figure, f"**{v['verdict']}**"])
-    lines += _table(["claim", "", "measure", "figure", "verdict"], rows)
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, "## The paper's claims", "", claims(results)])

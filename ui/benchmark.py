@@ -26,6 +26,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ label => new Promise(done => {
 """  # milliseconds from the click until every card shows the heatmap of that class
 
 
+@lru_cache(100)
 def png(size: int, seed: int) -> bytes:
     """A phantom as the bytes of a PNG file."""
     buffer = io.BytesIO()
