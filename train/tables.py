@@ -18,7 +18,7 @@ from .evaluate import bootstrap_weights, interval, percent, read_masks
 OWN_OPTIONS = ("models", "trials", "split", "jobs", "repeats", "report", "shipped", "record", "out")
 
 # settings that make a recipe; seed and model do not
-RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees",
+RECIPE = ("epochs", "steps", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees",
           "augment", "balance")  # fmt: skip
 
 # MANet, Table 2: mean test accuracy of three trials, %
@@ -221,11 +221,12 @@ def _points(figure: dict | None) -> str:
 def describe(recipe: dict) -> str:
     """The settings `RECIPE` of a training in words."""
     start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
+    steps = f" of {recipe['steps']} steps" if recipe.get("steps") else ""
     more = ", robust augmentation" if recipe.get("augment") == "robust" else ""
     more += f", balance {recipe['balance']:g}" if recipe.get("balance") else ""
     control = "" if recipe.get("sees") in (None, "lungs") else f", CONTROL: sees {recipe['sees']}"
     return (
-        f"{recipe['epochs']} epochs, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
+        f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''}{steps}, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
         f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}"
         f"{more}{control}"
     )

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from gradio_client import Client, handle_file
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
 from manet_core import CLASSES, list_models
@@ -100,6 +100,23 @@ def memory(pid: int, field: str = "VmRSS") -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
+def opened(browser: Browser, url: str) -> Page:
+    """The page in a window of its own, painted."""
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    page.wait_for_selector("#drop")
+    return page
+
+
+def start(browser: Browser, weights: Path, models: Sequence[str]) -> float:
+    """Seconds from the command to the painted page."""
+    begin = time.perf_counter()
+    with served(weights, models) as (url, _):
+        opened(browser, url).close()
+        return time.perf_counter() - begin
+
+
 def one_reader(page: Page, folder: Path, drops: int) -> dict[str, float]:
     """Seconds from dropping a file to its last heatmap, and from another class to other heatmaps."""
     film, drop, redraw = folder / "film.png", [], []
@@ -113,6 +130,7 @@ def one_reader(page: Page, folder: Path, drops: int) -> dict[str, float]:
         page.wait_for_function(loaded)
         drop.append(time.perf_counter() - start)
     redraw = [page.evaluate(ANOTHER_CLASS, label) / 1000 for label in CLASSES * 4]
+    page.close()
     first, *later = drop  # the networks wake with the first
     return {
         "first drop after the start, s": first,
@@ -185,10 +203,11 @@ def main() -> None:
     """Measure, print, and write results/page.json."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", default=ROOT / "weights", type=Path)
+    p.add_argument("--starts", type=int, default=5)
     p.add_argument("--drops", type=int, default=20)
-    p.add_argument("--users", type=int, default=8)
+    p.add_argument("--users", type=int, default=8, help="0: leave them and their figures as they are")
     p.add_argument("--seconds", type=float, default=120)
-    p.add_argument("--files", type=int, default=500, help="X-rays in the archive")
+    p.add_argument("--files", type=int, default=500, help="X-rays in the archive; 0 as above")
     p.add_argument("--out", default=ROOT / "results", type=Path)
     p.add_argument("--record", action="store_true", help="write the figures into the README")
     args = p.parse_args()
@@ -196,27 +215,25 @@ def main() -> None:
     if chromium is None:
         raise SystemExit("There is no Chromium: apt-get install chromium")
     shipped = tuple(name for name in list_models() if name in read_manifest(args.weights))
-    results = {"machine": f"{os.cpu_count()} CPU cores ({processor()})"}
+    path, machine = args.out / "page.json", f"{os.cpu_count()} CPU cores ({processor()})"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    if results.get("machine") != machine:
+        results = {"machine": machine}  # figures of two machines do not belong into one table
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        starts = [start(browser, args.weights, shipped) for _ in tqdm(range(args.starts), "starting", leave=False)]
+        results["start of the server to the page, median, s"] = float(np.median(starts))
         for models in dict.fromkeys((shipped[:3], shipped)):  # one, if these are all
-            start = time.perf_counter()
             with served(args.weights, models) as (url, pid):
-                page = browser.new_page(viewport={"width": 1280, "height": 720})
-                page.set_default_timeout(120_000)
-                page.goto(url)
-                page.wait_for_selector("#drop")
-                results["start of the server to the page, s"] = time.perf_counter() - start
-                found = one_reader(page, folder, args.drops)
+                found = one_reader(opened(browser, url), folder, args.drops)
                 results |= {f"{len(models)} networks: {what}": value for what, value in found.items()}
-                page.close()
                 if models == shipped:
-                    results |= many_users(url, pid, folder, args.users, args.seconds)
+                    results |= many_users(url, pid, folder, args.users, args.seconds) if args.users else {}
                     results |= archive(url, pid, folder, args.files) if args.files else {}
         browser.close()
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "page.json").write_text(json.dumps(results, indent=2) + "\n")
+    path.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
     if args.record:
         write_between(ROOT / "README.md", "page", table(results))
