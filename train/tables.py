@@ -221,12 +221,13 @@ def _points(figure: dict | None) -> str:
 def describe(recipe: dict) -> str:
     """The settings `RECIPE` of a training in words."""
     start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
-    steps = f" of {recipe['steps']} steps" if recipe.get("steps") else ""
+    length = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''}"
+    length += f" of {recipe['steps']} steps" if recipe.get("steps") else ""
     more = ", robust augmentation" if recipe.get("augment") == "robust" else ""
     more += f", balance {recipe['balance']:g}" if recipe.get("balance") else ""
     control = "" if recipe.get("sees") in (None, "lungs") else f", CONTROL: sees {recipe['sees']}"
     return (
-        f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''}{steps}, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
+        f"{length}, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
         f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}"
         f"{more}{control}"
     )
