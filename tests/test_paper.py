@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from manet_core import CLASSES
-from train import paper, tables
+from train import paper, record, tables
 
 RECIPE = dict.fromkeys(tables.RECIPE) | dict(epochs=8, size=224, lr=0.01, weight_decay=0.0)
 
@@ -55,7 +55,7 @@ def test_the_whole_experiment(phantoms, random_weights, experiment, run, capsys)
     for title in ("Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Lung masks", "Fig. 10", "claims"):
         assert title in page
     assert "2 of 2" in page and "split by image − split by patient" in page
-    assert {path.name for path in record.iterdir()} == {"results.json", "tables.md", "fig10.png"}, "no X-ray among them"
+    assert {path.name for path in record.iterdir()} == {"results.json", "runs.json", "tables.md", "fig10.png"}
     assert (out / "fig9-efficientnet_lite0-patient.png").exists()
 
     weights = sorted(out.glob("*/*/*/best.safetensors"))
@@ -101,10 +101,25 @@ def test_shipped_weights_stand_in_for_a_trial(phantoms, random_weights, experime
     run(paper, *arguments, "--record", tmp_path / "record")
     models = json.loads((tmp_path / "record" / "results.json").read_text())["splits"]["patient"]["models"]
     assert models["efficientnet_lite0"]["recipes"][0]["epochs"] == 2, "trained: the shipped weights are not needed"
+    recorded = ["--out", tmp_path / "elsewhere", "--record", tmp_path / "record"]
+    run(paper, *options(phantoms, weights, out, experiment / "cache", "--report", *recorded))
+    again = json.loads((tmp_path / "record" / "results.json").read_text())["splits"]["patient"]
+    assert again["models"] == models, "what was recorded counts without its folders"
     cbam = models["efficientnet_lite0_cbam"]
     assert cbam["recipes"][0]["epochs"] == 77 and cbam["curve"] == {"0": []} and cbam["minus_plain"]["trials"] == 1
     with pytest.raises(SystemExit, match="no weights of vgg16"):
         run(paper, *options(phantoms, weights, out, experiment / "cache", "--report", "--shipped", "vgg16"))
+
+
+def test_runs_that_were_tested_on_other_xrays_are_left_out(tmp_path, capsys):
+    rows = pd.DataFrame({"label": [CLASSES[0], CLASSES[3]], "patient": ["a", "b"]})
+    run = make_run("resnet34", 0, 2, CALM.tolist(), pictures=2)
+    record.write_runs(tmp_path / "runs.json", [run], {"patient": rows})
+    (read,) = record.read_runs(tmp_path / "runs.json", [], {"patient": rows})
+    assert read["called"].tolist() == run["called"].tolist() and read["accuracy"] == run["accuracy"]
+    assert record.read_runs(tmp_path / "runs.json", [run], {"patient": rows}) == []
+    assert record.read_runs(tmp_path / "runs.json", [], {"patient": rows[::-1]}) == []
+    assert "tested on other X-rays" in capsys.readouterr().out
 
 
 def make_run(model, trial, right, curve, pictures=400):
@@ -116,7 +131,7 @@ def make_run(model, trial, right, curve, pictures=400):
         "model": model,
         "trial": trial,
         "labels": labels,
-        "probabilities": np.eye(5)[called],
+        "called": called,
         "patients": np.arange(pictures),
         "accuracy": np.array(curve),
         "recipe": RECIPE,

@@ -74,7 +74,7 @@ def heatmaps(out: Path, runs: list[dict]) -> Iterator[Path]:
         for backbone in dict.fromkeys(split_name(run["model"])[0] for run in runs if run["split"] == split):
             trained = [run for run in runs if run["split"] == split and split_name(run["model"])[0] == backbone]
             best = {}
-            for run in sorted(trained, key=lambda run: (run["probabilities"].argmax(1) == run["labels"]).mean()):
+            for run in sorted(trained, key=lambda run: (run["called"] == run["labels"]).mean()):
                 best[run["model"]] = run
             yield _heatmap_grid(out / f"fig9-{backbone}-{split}.png", [best[name] for name in sorted(best)])
 
@@ -93,11 +93,10 @@ def _heatmap_grid(path: Path, runs: list[dict]) -> Path:
             image, mask, _ = dataset[item]
             with torch.inference_mode():
                 features = net.forward_features(image[None], mask[None])
-            _, maps = grad_cam(net, features)
+            logits, maps = grad_cam(net, features)
             axes.imshow(image[0], cmap="gray")
-            axes.imshow(scale_maps(maps, run["size"])[label], cmap=COLOUR_MAP, alpha=0.45)
-            probabilities = run["probabilities"][item]
-            axes.set_title(f"{run['model']}: {probabilities[label]:.0%}", fontsize=8)
+            axes.imshow(scale_maps(maps, run["options"].size)[label], cmap=COLOUR_MAP, alpha=0.45)
+            axes.set_title(f"{run['model']}: {logits.softmax(0)[label]:.0%}", fontsize=8)
     for axes in grid.flat:
         axes.set_axis_off()
     figure.savefig(path, dpi=120)

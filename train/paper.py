@@ -15,7 +15,8 @@ sixty trainings of 200 epochs, meant for several GPUs. Shorter:
     python -m train.paper --data DATA --out runs/short --models resnet34 resnet34_ma \\
         --split patient --trials 1 --epochs 10 --optimizer adamw --lr 1e-3 --schedule onecycle
 
-`--report` trains nothing and writes what can be said so far.
+`--report` trains nothing and writes what can be said so far. What `--record` has
+put into a folder counts as well when it is named again, wherever it was trained.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from manet_core import create_classifier, list_models
+from manet_core import CLASSES, create_classifier, list_models
 from manet_core.weights import load_network, read_manifest, sha256
 
 from . import classify, figures, tables
@@ -42,6 +43,7 @@ from .benchmark import benchmark_mask_attention
 from .complexity import table_3
 from .data import read_index, split_by_image
 from .evaluate import measure_masks, write_between
+from .record import read_runs, tested_rows, write_runs
 
 PAPERS_TEN = [
     *("resnet34", "resnet34_ma", "resnet34_cbam", "resnet50", "resnet50_ma", "resnet50_cbam"),
@@ -98,7 +100,7 @@ def train_missing(args: argparse.Namespace) -> None:
 
 
 def finished_runs(args: argparse.Namespace) -> list[dict]:
-    """Every finished training below --out, with its probabilities (N, 5) on the test split.
+    """Every finished training below --out, and `--shipped`, with the classes (N,) that it gives the test split.
 
     Folders that the command did not ask for are read too, so that one table can gather what several commands trained.
     """
@@ -107,28 +109,15 @@ def finished_runs(args: argparse.Namespace) -> list[dict]:
 
     def add(split: str, model: str, trial: int, settings: dict, load: Callable, cached: Path, accuracy: list) -> None:
         trained = dict(split=split, size=settings["size"], sees=settings.get("sees", "lungs"))
-        where = argparse.Namespace(**vars(args) | trained)
-        dataset = classify.lung_pictures(where, "test")
+        options = argparse.Namespace(**vars(args) | trained)
         if not cached.exists():
             print(f"testing {model}, trial {trial}, split by {split}", flush=True)
             net = load().to(device, memory_format=torch.channels_last)
             cached.parent.mkdir(parents=True, exist_ok=True)
-            np.save(cached, classify.predict(net, dataset, device))
-        found.append(
-            {
-                "split": split,
-                "model": model,
-                "trial": trial,
-                "load": load,
-                "options": where,
-                "probabilities": np.load(cached),
-                "labels": dataset.labels,
-                "patients": dataset.pictures.index.patient.to_numpy()[dataset.rows],
-                "accuracy": np.array(accuracy),
-                "recipe": {option: settings.get(option) for option in tables.RECIPE},
-                "size": settings["size"],
-            }
-        )
+            np.save(cached, classify.predict(net, classify.lung_pictures(options, "test"), device).argmax(1))
+        recipe = {option: settings.get(option) for option in tables.RECIPE}
+        found.append(dict(split=split, model=model, trial=trial, recipe=recipe, accuracy=accuracy,
+                          called=np.load(cached), load=load, options=options))  # fmt: skip
 
     for path in sorted(args.out.glob("*/*/*/result.json")):
         split, model, trial = path.parent.parts[-3:]
@@ -163,7 +152,7 @@ def measure_costs(runs: list[dict], repeats: int) -> dict[str, dict]:
     for model, cost in costs.items():
         if f"{model}_ma" not in costs:
             continue
-        size = next(run["size"] for run in runs if run["model"] == model)
+        size = next(run["recipe"]["size"] for run in runs if run["model"] == model)
         timed = benchmark_mask_attention(model, repeats, size)
         for what in ("inference", "training step"):
             figure = next(value for name, value in timed.items() if what in name)
@@ -197,9 +186,16 @@ def main() -> None:
     args.out = Path(args.out)
     if not args.report:
         train_missing(args)
+    tested = tested_rows(args.data)
     runs = finished_runs(args)
+    if args.record:
+        runs += read_runs(args.record / "runs.json", runs, tested)
     if not runs:
         raise SystemExit(f"There is no finished training below {args.out}: leave --report away.")
+    runs.sort(key=lambda run: (run["split"] == "image", list_models().index(run["model"]), run["trial"]))
+    for run in runs:
+        rows = tested[run["split"]]
+        run["labels"], run["patients"] = rows.label.map(CLASSES.index).to_numpy(), rows.patient.to_numpy()
 
     index = read_index(args.data)
     results = tables.summarise(runs, {"patient": index, "image": split_by_image(index)}, args.trials)
@@ -211,9 +207,12 @@ def main() -> None:
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (folder / "tables.md").write_text(tables.markdown(results))
         figures.validation_curves(runs, folder / "fig10.png")
-    if args.record and (readme := args.record.parent.with_name("README.md")).exists():
-        write_between(readme, "paper", tables.claims(results))
-    for path in figures.heatmaps(args.out, runs):
+    if args.record:
+        write_runs(args.record / "runs.json", runs, tested)
+        readme = args.record.parent.with_name("README.md")
+        if readme.exists():
+            write_between(readme, "paper", tables.claims(results))
+    for path in figures.heatmaps(args.out, [run for run in runs if "load" in run]):
         print(f"{path} shows X-rays: do not publish it unless their licences allow it")
     print(tables.markdown(results))
 

@@ -1,8 +1,8 @@
 """What a set of finished trainings says: the paper's tables, and a verdict on each of its claims.
 
 Nothing here trains or reads pictures. A run is a dictionary as `train.paper`
-gathers it: split, model, trial, probabilities (N, 5), labels (N,), patients
-(N,), accuracy on val by epoch (E,), empty where it is not known, and recipe.
+gathers it: split, model, trial, called (N,) and labels (N,) as class numbers,
+patients (N,), accuracy on val by epoch, empty where it is not known, and recipe.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def epochs_to(accuracy: np.ndarray, target: float) -> int:
 
 def correct(run: dict) -> np.ndarray:
     """Which test X-rays (N,) a run classified as labelled: float, 0 or 1."""
-    return (run["probabilities"].argmax(1) == run["labels"]).astype(float)
+    return (run["called"] == run["labels"]).astype(float)
 
 
 def difference(of: list[dict], to: list[dict]) -> dict | None:
@@ -84,7 +84,7 @@ def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -
             mine = [run for run in here if run["model"] == name]
             plain = [run for run in here if run["model"] == split_name(name)[0]]
             accuracies = {run["trial"]: float(correct(run).mean()) for run in mine}
-            curves = [run["accuracy"] for run in mine]
+            curves = [np.array(run["accuracy"]) for run in mine]
             models[name] = {
                 "accuracy": {str(trial): value for trial, value in accuracies.items()},
                 "mean": float(np.mean(list(accuracies.values()))),
@@ -97,7 +97,6 @@ def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -
                 "curve": {str(run["trial"]): c.tolist() for run, c in zip(mine, curves)},
             }
         best = max(here, key=lambda run: correct(run).mean())
-        predicted = best["probabilities"].argmax(1)
         out["splits"][split] = {
             "pictures": {
                 label: {s: int(((index.label == label) & (index.split == s)).sum()) for s in ("train", "val", "test")}
@@ -111,10 +110,10 @@ def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -
                 "model": best["model"],
                 "trial": best["trial"],
                 "report": classification_report(
-                    best["labels"], predicted, labels=range(len(CLASSES)), target_names=CLASSES, output_dict=True,
+                    best["labels"], best["called"], labels=range(len(CLASSES)), target_names=CLASSES, output_dict=True,
                     zero_division=0,
                 ),
-                "confusion": confusion_matrix(best["labels"], predicted, labels=range(len(CLASSES))).tolist(),
+                "confusion": confusion_matrix(best["labels"], best["called"], labels=range(len(CLASSES))).tolist(),
             },
         }  # fmt: skip
     return out
