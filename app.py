@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import gc
 import io
 import json
 import logging
@@ -16,6 +17,7 @@ from unittest.mock import patch
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+gc.disable()  # imports make many objects and hardly any garbage: looking for it takes a second of the start
 
 with patch("inspect.getfile", side_effect=OSError):  # or Gradio parses and rewrites its own type stubs, for two seconds
     import gradio as gr
@@ -30,6 +32,9 @@ from ui.models import models_page  # noqa: E402
 from ui.networks import Networks  # noqa: E402
 from ui.teach import teach_tab  # noqa: E402
 from ui.uploads import Uploads  # noqa: E402
+
+gc.freeze()
+gc.enable()
 
 PHANTOMS = {"Clear lungs": (0, 0.0), "Faint shadow": (1, 0.5), "Dense shadow": (2, 1.0)}  # name: (seed, opacity)
 KEEP_S = 1800  # seconds for which a result waits for another class to be chosen, or for a report
