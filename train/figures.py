@@ -34,6 +34,7 @@ def validation_curves(runs: list[dict], path: Path) -> None:
             mean = 100 * np.mean([curve[:length] for curve in curves], axis=0)
             axes.plot(range(1, length + 1), mean, STYLES[attention], color=colour, label=f"{model} (n = {len(curves)})")
         axes.set(xlabel="epoch", ylabel="validation accuracy, %", title=f"split by {split}")
+        axes.locator_params("x", integer=True)
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -196,7 +196,7 @@ def verdicts(results: dict) -> list[dict]:
                  measure="epochs to 95 % of what both reach, MA − CBAM", figure=fast, verdict=_judge(fast, "below")),
             dict(split=split, claim="CBAM does not beat plain",
                  measure="test accuracy, CBAM − plain, mean over backbones", figure=cbam,
-                 verdict="not enough runs" if cbam is None else "contradicted" if cbam["low"] > 0 else "supported"),
+                 verdict=_judge(cbam, "below")),
         ]  # fmt: skip
     ratios = [cost["training_step_ratio"] for cost in results["costs"].values() if "training_step_ratio" in cost]
     cost = {"value": float(np.mean(ratios)), "low": min(ratios), "high": max(ratios)} if ratios else None
