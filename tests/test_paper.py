@@ -133,7 +133,7 @@ def make_run(model, trial, right, curve, pictures=400):
         "labels": labels,
         "called": called,
         "patients": np.arange(pictures),
-        "accuracy": np.array(curve),
+        "accuracy": list(map(float, curve)),
         "recipe": RECIPE,
     }
 
