@@ -1,6 +1,6 @@
 """How fast is the page, and does it stay calm under many hands? Needs Chromium, as the tests do.
 
-    python -m ui.benchmark             # some ten minutes, half of them for an archive of 500 X-rays
+    python -m ui.benchmark             # ten to fifteen minutes, most of them for an archive of 500 X-rays
     python -m ui.benchmark --record    # also into the README
 
 Serves the page on a free port and drives it as people would: a browser that
