@@ -36,7 +36,6 @@ def parser(description: str, **defaults) -> argparse.ArgumentParser:
     p.add_argument("--size", type=int, default=224, help="side of the square input, in pixels")
     p.add_argument("--epochs", type=int)
     p.add_argument("--batch", type=int, default=64, help="pictures a step, shared by all GPUs")
-    p.add_argument("--steps", type=int, help="steps an epoch, for a quick try (default: as many as show each picture)")
     p.add_argument("--optimizer", choices=["sgd", "adam", "adamw"])
     p.add_argument("--lr", type=float, help="peak learning rate")
     p.add_argument("--weight-decay", type=float)
@@ -56,21 +55,20 @@ def parser(description: str, **defaults) -> argparse.ArgumentParser:
 class EpochSampler(Sampler):
     """A random order that depends on (seed, epoch) alone, the same in every process.
 
-    With `weights` (one a row), rows are drawn with replacement in proportion to them. An epoch has at most `most` rows.
+    With `weights` (one a row), rows are drawn with replacement in proportion to them.
     """
 
-    def __init__(self, length: int, seed: int, weights: Tensor | None = None, most: int | None = None):
+    def __init__(self, length: int, seed: int, weights: Tensor | None = None):
         self.length, self.seed, self.weights, self.epoch = length, seed, weights, 0
-        self.shown = length if most is None else min(most, length)
 
     def __len__(self) -> int:
-        return self.shown
+        return self.length
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         if self.weights is None:
-            return iter(torch.randperm(self.length, generator=generator)[: self.shown].tolist())
-        return iter(torch.multinomial(self.weights, self.shown, replacement=True, generator=generator).tolist())
+            return iter(torch.randperm(self.length, generator=generator).tolist())
+        return iter(torch.multinomial(self.weights, self.length, replacement=True, generator=generator).tolist())
 
 
 def start_from(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
@@ -154,7 +152,7 @@ def fit(
             f"started from {args.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors"
         )
     optimizer = _optimizer(args, net)
-    sampler = EpochSampler(len(train_set), args.seed, draw, args.steps and args.steps * args.batch)
+    sampler = EpochSampler(len(train_set), args.seed, draw)
     loader = DataLoader(
         train_set,
         args.batch,

@@ -186,7 +186,9 @@ def main() -> None:
     args.out = Path(args.out)
     if not args.report:
         train_missing(args)
-    tested = tested_rows(args.data)
+    index = read_index(args.data)
+    indices = {"patient": index, "image": split_by_image(index)}
+    tested = tested_rows(indices)
     runs = finished_runs(args)
     if args.record:
         runs += read_runs(args.record / "runs.json", runs, tested)
@@ -197,8 +199,7 @@ def main() -> None:
         rows = tested[run["split"]]
         run["labels"], run["patients"] = rows.label.map(CLASSES.index).to_numpy(), rows.patient.to_numpy()
 
-    index = read_index(args.data)
-    results = tables.summarise(runs, {"patient": index, "image": split_by_image(index)}, args.trials)
+    results = tables.summarise(runs, indices, args.trials)
     results["costs"] = measure_costs(runs, args.repeats)
     results["segmentation"] = tables.segmentation(measure_masks(args.data, args.weights, "test"))
     results["verdicts"] = tables.verdicts(results)

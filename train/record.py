@@ -13,15 +13,11 @@ import pandas as pd
 
 from manet_core import CLASSES
 
-from .data import read_index, split_by_image
-
 IDENTITY = ("split", "model", "trial")
 
 
-def tested_rows(data: str | Path) -> dict[str, pd.DataFrame]:
-    """{split: the rows of the index that are tested on}, in the order of every run's `called`."""
-    index = read_index(data)
-    indices = {"patient": index, "image": split_by_image(index)}
+def tested_rows(indices: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """{split: the rows of its index that are tested on}, in the order of every run's `called`."""
     return {name: rows[(rows.split == "test") & rows.label.isin(CLASSES)] for name, rows in indices.items()}
 
 

@@ -18,7 +18,7 @@ from .evaluate import bootstrap_weights, interval, percent, read_masks
 OWN_OPTIONS = ("models", "trials", "split", "jobs", "repeats", "report", "shipped", "record", "out")
 
 # settings that make a recipe; seed and model do not
-RECIPE = ("epochs", "steps", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees",
+RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees",
           "augment", "balance")  # fmt: skip
 
 # MANet, Table 2: mean test accuracy of three trials, %
@@ -221,7 +221,6 @@ def describe(recipe: dict) -> str:
     """The settings `RECIPE` of a training in words."""
     start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
     length = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''}"
-    length += f" of {recipe['steps']} steps" if recipe.get("steps") else ""
     more = ", robust augmentation" if recipe.get("augment") == "robust" else ""
     more += f", balance {recipe['balance']:g}" if recipe.get("balance") else ""
     control = "" if recipe.get("sees") in (None, "lungs") else f", CONTROL: sees {recipe['sees']}"
