@@ -200,7 +200,7 @@ def test_pipeline_and_training_see_the_same_input(pipe, index, weights, tmp_path
     rows.to_csv(tmp_path / "index.csv", index=False)
     pictures = Pictures(tmp_path, 224, tmp_path / "cache")
     everything = np.arange(len(rows))
-    dataset = LungPictures("classify", pictures, everything, predicted_lungs(pictures, weights))
+    dataset = LungPictures("classify", pictures, everything, predicted_lungs(pictures, weights, everything))
     for (image, mask, _), cached, path in zip(dataset, pictures.images, rows.image):
         assert np.abs(resize(load_xray(path).pixels, 224) * 255 - cached).max() <= 0.5
         with torch.inference_mode():

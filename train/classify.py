@@ -55,7 +55,7 @@ def lung_pictures(args: argparse.Namespace, split: str, augment=None) -> LungPic
     if args.split == "image":
         pictures.index = split_by_image(pictures.index)
     rows = pictures.rows(split, labelled=True)
-    lungs = predicted_lungs(pictures, args.weights)
+    lungs = predicted_lungs(pictures, args.weights, rows)
     return LungPictures("classify", pictures, rows, lungs, augment, args.seed, args.sees)
 
 

@@ -77,7 +77,8 @@ class Pictures:
     """
 
     def __init__(self, data: str | Path, size: int, cache: str | Path = "runs/cache"):
-        self.index, self.size = read_index(Path(data).resolve()), size  # one cache, however the folder is spelled
+        self.data = Path(data).resolve()  # one cache, however the folder is spelled
+        self.index, self.size = read_index(self.data), size
         paths = "\n".join(self.index.image + "|" + self.index["mask"])
         stem = f"{hashlib.sha256(paths.encode()).hexdigest()[:12]}-{size}"
         self.folder = Path(cache)
@@ -102,6 +103,10 @@ class Pictures:
         pixels.flush(), lungs.flush()
         for part, path in zip(parts, (images, masks)):
             part.rename(path)  # only a finished cache gets its name, whatever interrupts this
+
+    def resized(self, size: int) -> "Pictures":
+        """The same pictures at another size."""
+        return Pictures(self.data, size, self.folder)
 
     def rows(self, *splits: str, with_mask: bool = False, labelled: bool = False) -> np.ndarray:
         """Positions of the rows in `splits`, optionally only those with a mask or with one of the five classes."""
@@ -199,20 +204,38 @@ class LungPictures(Dataset):
         return torch.from_numpy(seen)[None], torch.from_numpy(mask.astype(np.float32))[None], self.labels[item]
 
 
-def predicted_lungs(pictures: Pictures, weights: str | Path) -> np.ndarray:
-    """Cleaned masks (N, S, S) bool of all pictures, as the pipeline would predict them; made once, then cached."""
+def predicted_lungs(pictures: Pictures, weights: str | Path, rows: np.ndarray) -> np.ndarray:
+    """Cleaned masks (N, S, S) bool of which those at `rows` are as the pipeline would predict them.
+
+    Each X-ray is segmented once, at the segmenter's own size, when it is first asked for. What was segmented is kept,
+    whatever interrupts, and the masks of every other size are made of it.
+    """
     entry = read_manifest(weights)["resunet"]
+    size = entry["preprocessing"]["size"]
     path = pictures.folder / f"{pictures.stem}-lungs-{entry['sha256'][:12]}.npy"
     with FileLock(f"{path}.lock"):
-        if not path.exists():
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            segmenter = load_network(weights, "resunet", device)
-            part = path.with_suffix(".part")
-            lungs = np.lib.format.open_memmap(part, "w+", bool, pictures.images.shape)
-            for i in tqdm(range(0, len(lungs), 8), "segmenting", unit="batch of 8"):
-                batch = pictures.images[i : i + 8].astype(np.float32) / 255
-                for k, mask in enumerate(predict_lungs(segmenter, batch, entry["preprocessing"]["size"])):
-                    lungs[i + k] = mask.at(pictures.size)
-            lungs.flush()
-            part.rename(path)
+        lungs = _kept(path, pictures.images.shape)
+        known = _kept(path.with_suffix(".known.npy"), lungs.shape[:1])  # which rows are there
+        missing = rows[~known[rows]]
+        if len(missing) and pictures.size != size:
+            found = predicted_lungs(pictures.resized(size), weights, missing)
+            for row in missing:
+                lungs[row] = resize(found[row].astype(np.float32), pictures.size) > 0.5
+            known[missing] = True
+        elif len(missing):
+            segmenter = load_network(weights, "resunet", "cuda" if torch.cuda.is_available() else "cpu")
+            for i in tqdm(range(0, len(missing), 8), "segmenting", unit="batch of 8"):
+                some = missing[i : i + 8]
+                found = predict_lungs(segmenter, pictures.images[some].astype(np.float32) / 255, size)
+                lungs[some] = [mask.cleaned for mask in found]
+                known[some] = True
     return np.load(path, mmap_mode="r")
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The bool array of `shape` that a file keeps, to read and write; all False where the file is new."""
+    if not path.exists():
+        part = path.with_suffix(".part")
+        np.lib.format.open_memmap(part, "w+", bool, shape)
+        part.rename(path)
+    return np.load(path, mmap_mode="r+")

@@ -244,8 +244,8 @@ def _train_epoch(accelerator: Accelerator, model: nn.Module, bar: tqdm, loss: Ca
 
 
 def _check_settings(path: Path, settings: dict) -> None:
-    if path.exists() and (old := json.loads(path.read_text())) != settings:
-        changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+    old = json.loads(path.read_text()) if path.exists() else settings
+    if changed := sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k)):
         raise SystemExit(f"{path.parent} holds a training with another {', '.join(changed)}: choose another --out.")
     path.write_text(json.dumps(settings, indent=2) + "\n")
 

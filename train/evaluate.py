@@ -96,7 +96,7 @@ def evaluate_classifiers(args: argparse.Namespace, entries: dict) -> dict:
     for name in (name for name in list_models() if name in entries):
         pictures = Pictures(args.data, entries[name]["preprocessing"]["size"], args.cache)
         rows = pictures.rows(args.split, labelled=True)
-        dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights))
+        dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights, rows))
         patients = pictures.index.patient.to_numpy()[rows]
         weights = bootstrap_weights(patients)
         print(f"reading {len(rows)} X-rays with {name}", flush=True)

@@ -135,7 +135,7 @@ def study(args: argparse.Namespace, name: str, entry: dict) -> tuple[dict, np.nd
     pictures = Pictures(args.data, entry["preprocessing"]["size"], args.cache)
     rows = pictures.rows("val", "test", "external")
     index = pictures.index.iloc[rows].reset_index(drop=True)
-    dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights))
+    dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights, rows))
     logits, features = read_out(load_network(args.weights, name, args.device), dataset, name)
     labels = dataset.labels
     val, test, other = (((index.split == s) & (labels >= 0)).to_numpy() for s in ("val", "test", "external"))
@@ -206,7 +206,7 @@ def trainings(args: argparse.Namespace, folder: Path) -> dict:
         pictures = Pictures(args.data, settings["size"], args.cache)
         rows = pictures.rows("test", "external")
         index = pictures.index.iloc[rows].reset_index(drop=True)
-        lungs = predicted_lungs(pictures, args.weights)
+        lungs = predicted_lungs(pictures, args.weights, rows)
         dataset = LungPictures("classify", pictures, rows, lungs, sees=settings.get("sees", "lungs"))
         net = create_classifier(settings["model"]).eval()
         net.load_state_dict(load_file(run / "best.safetensors"))
@@ -244,7 +244,7 @@ def heatmaps(args: argparse.Namespace, entries: dict) -> dict:
     randomised = {name: create_classifier(name).eval().to(args.device) for name in names}
     pictures = Pictures(args.data, entries[names[0]]["preprocessing"]["size"], args.cache)
     rows = pictures.rows("test", labelled=True)
-    dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights))
+    dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights, rows))
     each = max(1, args.heatmaps // len(CLASSES))
     items = np.concatenate([np.flatnonzero(dataset.labels == k)[:each] for k in range(len(CLASSES))])
     measured = attention_study.measure(nets, randomised, dataset, np.random.default_rng(0).permutation(items))
