@@ -180,6 +180,16 @@ def test_verdicts_follow_the_runs():
     assert judged(plain[:1])["MA beats plain"] == "not enough runs"
 
 
+def test_trainings_that_only_prove_that_a_network_learns_get_no_verdict():
+    long = [make_run("resnet34", 0, 300, CALM), make_run("resnet34_ma", 0, 330, CALM)]
+    short = [make_run(name, 0, right, [0.5]) for name, right in (("vgg16", 350), ("vgg16_ma", 100))]
+    for run in short:
+        run["recipe"] = RECIPE | {"epochs": 1}
+    assert summary(long + short)["verdicts"][:4] == summary(long)["verdicts"][:4]
+    assert summary(long + short)["splits"]["patient"]["models"]["vgg16_ma"]["minus_plain"]["value"] == -250 / 400
+    assert judged(short)["MA beats plain"] == "not enough runs"
+
+
 def test_differences_are_paired_by_trial_and_keep_their_counts():
     runs = [
         make_run("resnet34", 0, 300, CALM),

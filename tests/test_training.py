@@ -14,8 +14,12 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.utils.data import DataLoader
 
 from manet_core import CLASSES, Pipeline, create_classifier, load_xray
-from train import classify, engine, evaluate, export, segment
-from train.data import LungPictures, Pictures, augmentation, draw_weights, read_index, split_by_image
+from manet_core.lungs import Lungs
+from manet_core.preprocess import resize, to_unit_range
+from manet_core.weights import read_manifest
+from train import classify, data, engine, evaluate, export, segment
+from train.complexity import last_map
+from train.data import LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, read_index, split_by_image
 from train.segment import dice_loss, intersection_over_union
 
 SMALL = ["--size", 64, "--batch", 8, "--device", "cpu", "--workers", 0]
@@ -141,6 +145,11 @@ def test_another_setting_in_the_same_folder_is_refused(phantoms, tmp_path):
         train_classifier(phantoms, tmp_path, tmp_path / "out", **{"--lr": 0.1})
 
 
+def test_a_setting_that_an_older_version_also_had_is_no_other_setting(tmp_path):
+    engine._check_settings(tmp_path / "settings.json", {"lr": 0.1, "steps": None})
+    engine._check_settings(tmp_path / "settings.json", {"lr": 0.1})
+
+
 def test_too_few_pictures_are_explained(phantoms, tmp_path):
     with pytest.raises(SystemExit, match="fewer than --batch 64"):
         train_classifier(phantoms, tmp_path, tmp_path / "out", **{"--batch": 64})
@@ -150,6 +159,54 @@ def test_the_cache_does_not_depend_on_how_the_folder_is_spelled(phantoms, tmp_pa
     first = Pictures(phantoms, 64, tmp_path)
     monkeypatch.chdir(phantoms.parent)
     assert Pictures(phantoms.name, 64, tmp_path).stem == first.stem
+
+
+def test_lungs_are_segmented_once_and_only_where_they_are_asked_for(phantoms, random_weights, tmp_path, monkeypatch):
+    asked = []
+
+    def segmenter(net, pictures, size):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(pictures))
+        return [Lungs.from_probability((to_unit_range(resize(p, size)) > 0.5).astype(np.float32)) for p in pictures]
+
+    monkeypatch.setattr(data, "predict_lungs", segmenter)
+    pictures = Pictures(phantoms, 96, tmp_path)
+    rows = np.arange(3, 23)
+    with pytest.raises(KeyboardInterrupt):
+        predicted_lungs(pictures, random_weights, rows)
+    assert asked == [8, 8]
+    asked.clear()
+    lungs = predicted_lungs(pictures, random_weights, rows)
+    assert asked == [4], "what was segmented before the interruption is kept"
+    assert predicted_lungs(pictures, random_weights, rows[::3]) is not None and asked == [4]
+
+    assert lungs.shape == pictures.images.shape and not lungs[[0, 1, 2, 23]].any()
+    size = read_manifest(random_weights)["resunet"]["preprocessing"]["size"]
+    other = pictures.resized(size)
+    for row in rows:
+        expected = Lungs.from_probability((to_unit_range(other.images[row] / 255) > 0.5).astype(np.float32)).cleaned
+        assert (predicted_lungs(other, random_weights, rows)[row] == expected).all()
+        assert (lungs[row] == (resize(expected.astype(np.float32), 96) > 0.5)).all()
+    assert asked == [4]
+
+
+def test_padding_fades_the_map_and_the_training_says_so(phantoms, random_weights, run, tmp_path, monkeypatch, capsys):
+    nets = {name: create_classifier(name) for name in ("vgg16", "vgg16_ma", "inception_v3_ma")}
+    assert last_map(nets["vgg16"], 64) is None
+    line = np.ones(32)  # an average over a square is one over rows and one over columns
+    for convolutions in (2, 2, 3, 3, 3):
+        for _ in range(convolutions):
+            line = np.convolve(np.pad(line, 1), np.full(3, 1 / 3), "valid")
+        line = line.reshape(-1, 2).mean(1)
+    assert last_map(nets["vgg16_ma"], 32) == pytest.approx(line.max() ** 2, rel=1e-4)
+    assert last_map(nets["inception_v3_ma"], 80) < 1e-9 < 0.4 < last_map(nets["inception_v3_ma"], 299)
+
+    common = ["--data", phantoms, "--weights", random_weights, "--cache", tmp_path / "cache", *SMALL, "--epochs", 1]
+    for limit in (0, 1):
+        monkeypatch.setattr(classify, "FADED", limit)
+        run(classify, *common, "--model", "efficientnet_lite0_ma", "--out", tmp_path / str(limit))
+        assert ("Use a larger --size" in capsys.readouterr().out) == bool(limit)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet34", "resnet50"])

@@ -18,8 +18,11 @@ from manet_core import CLASSES, create_classifier, list_models
 from manet_core.preprocess import SEES
 
 from . import imagenet
+from .complexity import last_map
 from .data import LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, split_by_image
 from .engine import fit, parser, start_from
+
+FADED = 1e-3  # a last map of mask attention below which a network hardly learns: see complexity.last_map
 
 
 @torch.inference_mode()
@@ -63,6 +66,12 @@ def train(args: argparse.Namespace) -> dict:
     """Train `args.model` as `args` say; what `fit` returns and leaves in `args.out`."""
     torch.manual_seed(args.seed)
     net = create_classifier(args.model)
+    left = last_map(net, args.size)
+    if left is not None and left < FADED:
+        print(
+            f"Attention: at {args.size} pixels at most {left:.0e} of the mask is left in the last map of {args.model}, "
+            "which silences its features; expect little of it. Use a larger --size."
+        )
     if args.imagenet:
         if not args.model.startswith("efficientnet_lite0"):
             raise SystemExit("--imagenet is there for efficientnet_lite0 only.")

@@ -40,7 +40,7 @@ from manet_core.weights import load_network, read_manifest, sha256
 
 from . import classify, figures, tables
 from .benchmark import benchmark_mask_attention
-from .complexity import table_3
+from .complexity import last_map, table_3
 from .data import read_index, split_by_image
 from .evaluate import measure_masks, write_between
 from .record import read_runs, tested_rows, write_runs
@@ -150,9 +150,11 @@ def measure_costs(runs: list[dict], repeats: int) -> dict[str, dict]:
     """Table 3: counted at the paper's 512×512, timed at the size that was trained, plain and MA in pairs."""
     costs = {model: table_3(model) for model in dict.fromkeys(run["model"] for run in runs)}
     for model, cost in costs.items():
+        size = cost["size"] = next(run["recipe"]["size"] for run in runs if run["model"] == model)
+        if cost["map_elements"]:
+            cost["last_map"] = last_map(create_classifier(model), size)
         if f"{model}_ma" not in costs:
             continue
-        size = next(run["recipe"]["size"] for run in runs if run["model"] == model)
         timed = benchmark_mask_attention(model, repeats, size)
         for what in ("inference", "training step"):
             figure = next(value for name, value in timed.items() if what in name)

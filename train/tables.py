@@ -30,7 +30,7 @@ PAPER_ACCURACY = {
 
 SPLITS = {"patient": "split by patient", "image": "split by image"}
 
-SHORTEST = 3  # epochs below which a curve says nothing of how fast a network learns
+SHORTEST = 3  # epochs below which a training proves that a network learns, and says nothing of how well or how fast
 
 # MANet, section 4: test IoU of the lung masks, %
 PAPER_IOU = {"Normal": 93.49, "Tuberculosis": 93.14, "COVID-19": 89.07, "all": 92.50}
@@ -162,13 +162,17 @@ def _judge(figure: dict | None, wanted: str) -> str:
 
 
 def verdicts(results: dict) -> list[dict]:
-    """The paper's five claims: {"split", "claim", "measure", "figure", "verdict"}, computed, never written by hand."""
+    """The paper's five claims: {"split", "claim", "measure", "figure", "verdict"}, computed, never written by hand.
+
+    Trainings of fewer than `SHORTEST` epochs are not judged.
+    """
     out = []
     for split, part in results["splits"].items():
         models = part["models"]
 
         def gains(attention, models=models):
-            own = [m["minus_plain"] for name, m in models.items() if split_name(name)[1] == attention]
+            long = {n: m for n, m in models.items() if min(recipe["epochs"] for recipe in m["recipes"]) >= SHORTEST}
+            own = [m["minus_plain"] for name, m in long.items() if split_name(name)[1] == attention]
             return [g for g in own if g is not None]
 
         def average(found):
@@ -269,6 +273,10 @@ def markdown(results: dict) -> str:
     head = ["model", "", "trials", "mean", "paper", "− plain, points (95 % CI)", "trials done", "recipe"]
     lines += _table(head, rows)
     lines += [f"* recipe {mark}: {text}" for text, mark in recipes.items()]
+    lines.append(f"* trainings of fewer than {SHORTEST} epochs only show that a network learns: no verdict counts them")
+    for split, part in results["splits"].items():
+        tested = [n["test"] for n in part["pictures"].values()]
+        lines.append(f"* {SPLITS[split]}: the commonest class alone is {100 * max(tested) / sum(tested):.1f} % of test")
     if len(results["splits"]) == 2:
         patient, image = (results["splits"][s]["models"] for s in ("patient", "image"))
         both = [name for name in patient if name in image]
@@ -282,9 +290,13 @@ def markdown(results: dict) -> str:
         timed = [f"{c[key]:.1f}" if key in c else "–" for key in ("training_step_ms", "inference_ms")]
         ratio = [f"{c[key]:.3f}" if key in c else "" for key in ("training_step_ratio", "inference_ratio")]
         counted = [f"{c['parameters'] / 1e6:.2f}", f"{c['flops'] / 1e6:.2f}", c["map_elements"] or ""]
-        rows.append([f"`{name}`", *counted, *timed, *ratio])
+        left = f"{c['last_map']:.2g}" if "last_map" in c else ""
+        rows.append([f"`{name}`", *counted, c["size"], *timed, *ratio, left])
     head = ["model", "parameters, M", "FLOPs at 512 px, M", "map elements"]
-    lines += _table([*head, "training step of 16, ms", "inference, ms", "step / plain", "inference / plain"], rows)
+    head += ["trained at, px", "training step of 16, ms", "inference, ms", "step / plain", "inference / plain"]
+    lines += _table([*head, "last map"], rows)
+    lines += ["Timed at the size that was trained. Last map: what mask attention leaves of a mask that is all lung, at"]
+    lines += ["most, in its last map. Padding fades it, most in small pictures: see `complexity.last_map`.", ""]
 
     for split, part in results["splits"].items():
         best, report = part["best"], part["best"]["report"]
