@@ -254,7 +254,7 @@ def _optimizer(args: argparse.Namespace, net: nn.Module) -> torch.optim.Optimize
     if args.optimizer == "sgd":
         return torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
     kind = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
-    return kind(net.parameters(), args.lr, weight_decay=args.weight_decay)
+    return kind(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
 
 
 def _scheduler(args: argparse.Namespace, optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
