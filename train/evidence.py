@@ -20,6 +20,7 @@ Controls and other recipes are trainings of their own, found in the folders
     python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/paper $recipe
     python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/robust $recipe \\
         --augment robust --balance 0.5
+    python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/equalised $recipe --sees equalised
 
 The figures of those that are not at hand stay as they were recorded.
 """
@@ -343,7 +344,8 @@ def markdown(evidence: dict) -> str:
         "Does another recipe carry further? The mean is that of the three columns before it.",
         "",
     ]
-    recipes = {name: describe(run["settings"]) for name, run in evidence["recipes"].items()}
+    runs = sorted(evidence["recipes"].items(), key=lambda run: run[0] != "paper")  # the reference first
+    recipes = {name: describe(run["settings"]) for name, run in runs}
     lines += compared("recipe", "recipes", recipes)
 
     lines += ["## Do the features know the source?", "", "Balanced accuracy of a linear probe, % (95 % CI).", ""]

@@ -227,7 +227,8 @@ def describe(recipe: dict) -> str:
     length = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''}"
     more = ", robust augmentation" if recipe.get("augment") == "robust" else ""
     more += f", balance {recipe['balance']:g}" if recipe.get("balance") else ""
-    control = "" if recipe.get("sees") in (None, "lungs") else f", CONTROL: sees {recipe['sees']}"
+    sees = recipe.get("sees") or "lungs"
+    control = {"lungs": "", "equalised": ", lungs equalised"}.get(sees, f", CONTROL: sees {sees}")
     return (
         f"{length}, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
         f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}"
