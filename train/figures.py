@@ -19,13 +19,17 @@ STYLES = {"": "-", "ma": "--", "cbam": ":"}
 
 
 def validation_curves(runs: list[dict], path: Path) -> None:
-    """Fig. 10: validation accuracy by epoch, mean of the trials; a colour a backbone, a dash an attention."""
+    """Fig. 10: validation accuracy by epoch, mean of the trials; a colour a backbone, a dash an attention.
+
+    A training of one epoch has no curve.
+    """
     splits = list(dict.fromkeys(run["split"] for run in runs))
     figure = Figure(figsize=(7 * len(splits), 4.5), layout="constrained")
     backbones = list(dict.fromkeys(split_name(run["model"])[0] for run in runs))
     for axes, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits):
         for model in dict.fromkeys(run["model"] for run in runs if run["split"] == split):
-            curves = [r["accuracy"] for r in runs if (r["split"], r["model"]) == (split, model) and len(r["accuracy"])]
+            mine = [r for r in runs if (r["split"], r["model"]) == (split, model)]
+            curves = [run["accuracy"] for run in mine if len(run["accuracy"]) > 1]
             if not curves:
                 continue
             length = min(len(curve) for curve in curves)
@@ -35,7 +39,8 @@ def validation_curves(runs: list[dict], path: Path) -> None:
             axes.plot(range(1, length + 1), mean, STYLES[attention], color=colour, label=f"{model} (n = {len(curves)})")
         axes.set(xlabel="epoch", ylabel="validation accuracy, %", title=f"split by {split}")
         axes.locator_params("x", integer=True)
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
