@@ -8,8 +8,10 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
+from manet_core import create_classifier
 from manet_core.weights import read_manifest
 from train import benchmark, evaluate, evidence, tables
+from train.complexity import last_map
 from ui import benchmark as page_benchmark
 
 README = (ROOT / "README.md").read_text()
@@ -35,6 +37,12 @@ def test_the_papers_tables_are_drawn_from_the_results():
     assert (ROOT / "results" / "paper" / "tables.md").read_text() == tables.markdown(results)
     assert tables.claims(results) in README
     assert tables.verdicts(results) == results["verdicts"]
+
+
+def test_the_readme_tells_how_far_small_pictures_fade_mask_attention():
+    net = create_classifier("inception_v3_ma")
+    kept = [last_map(net, size) for size in (299, 224, 80)]
+    assert "last map keeps {:.2f} at 299 pixels, {:.2f} at 224 and {:.0e} at 80".format(*kept) in README
 
 
 def test_the_pages_figures_keep_the_promises():
