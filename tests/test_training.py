@@ -179,7 +179,8 @@ def test_lungs_are_segmented_once_and_only_where_they_are_asked_for(phantoms, ra
     asked.clear()
     lungs = predicted_lungs(pictures, random_weights, rows)
     assert asked == [4], "what was segmented before the interruption is kept"
-    assert predicted_lungs(pictures, random_weights, rows[::3]) is not None and asked == [4]
+    predicted_lungs(pictures, random_weights, rows[::3])
+    assert asked == [4]
 
     assert lungs.shape == pictures.images.shape and not lungs[[0, 1, 2, 23]].any()
     size = read_manifest(random_weights)["resunet"]["preprocessing"]["size"]

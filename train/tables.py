@@ -164,7 +164,7 @@ def _judge(figure: dict | None, wanted: str) -> str:
 def verdicts(results: dict) -> list[dict]:
     """The paper's five claims: {"split", "claim", "measure", "figure", "verdict"}, computed, never written by hand.
 
-    Trainings of fewer than `SHORTEST` epochs are not judged.
+    Of trainings of fewer than `SHORTEST` epochs only the cost counts.
     """
     out = []
     for split, part in results["splits"].items():
@@ -277,7 +277,9 @@ def markdown(results: dict) -> str:
     head += ["trials done", "recipe"]
     lines += _table(head, rows)
     lines += [f"* recipe {mark}: {text}" for text, mark in recipes.items()]
-    lines.append(f"* trainings of fewer than {SHORTEST} epochs only show that a network learns: no verdict counts them")
+    lines.append(
+        f"* trainings of fewer than {SHORTEST} epochs only show that a network learns; verdicts take their cost alone"
+    )
     for split, part in results["splits"].items():
         counts = pd.DataFrame(part["pictures"]).T
         most = 100 * counts.max() / counts.sum()
