@@ -240,11 +240,11 @@ def test_items_depend_on_seed_epoch_and_item_alone(phantoms, tmp_path):
     assert not torch.equal(a[4][0], b[4][0])
 
 
-@pytest.mark.parametrize("robust", [False, True])
-def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phantoms, tmp_path, robust):
+@pytest.mark.parametrize("kind, moved", [("paper", 3), ("robust", 3), ("style", 4)])
+def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phantoms, tmp_path, kind, moved):
     pictures = Pictures(phantoms, 64, tmp_path)
     rows = pictures.rows("train", labelled=True)
-    dataset = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True, robust), seed=0)
+    dataset = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True, kind), seed=0)
     changed = 0
     for epoch in range(5):
         dataset.epoch = epoch
@@ -255,7 +255,7 @@ def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phanto
             assert set(mask.unique().tolist()) == {0.0, 1.0} and (image[mask == 0] == -1).all()
             assert CLASSES[label] == pictures.index.label[rows[item]]
             changed += not np.array_equal(mask[0].numpy() > 0, pictures.masks[rows[item]])
-    assert 0.75 < changed / (5 * len(rows)) < 0.97  # 1 − 0.5³ = 0.875 of the masks move
+    assert changed / (5 * len(rows)) == pytest.approx(1 - 0.5**moved, abs=0.1)  # each step moves half of the masks
 
 
 def test_augmentation_ranges_are_the_papers():
@@ -272,7 +272,7 @@ def test_augmentation_ranges_are_the_papers():
 def test_robust_augmentation_changes_tone_and_grain_but_no_mask(phantoms, tmp_path):
     """Every added step changes the picture alone, and none of them so much that it can no longer be recognised."""
     pictures = Pictures(phantoms, 64, tmp_path)
-    added = augmentation(30, True, robust=True).transforms[len(augmentation(30, True).transforms) :]
+    added = augmentation(30, True, "robust").transforms[len(augmentation(30, True).transforms) :]
     assert len(added) == 6
     image, mask = np.array(pictures.images[0]), np.array(pictures.masks[0], np.uint8)
     for step in added:
@@ -283,6 +283,34 @@ def test_robust_augmentation_changes_tone_and_grain_but_no_mask(phantoms, tmp_pa
             assert np.array_equal(out["mask"], mask) and out["image"].dtype == np.uint8
             assert np.corrcoef(out["image"].ravel(), image.ravel())[0, 1] > 0.75, step
             assert not np.array_equal(out["image"], image), step
+
+
+def test_style_augmentation_takes_its_tones_from_another_source(phantoms, tmp_path):
+    """A picture is lent the grey levels of another source's; every source lends alike, however small it is."""
+    pictures = Pictures(phantoms, 64, tmp_path)
+    rows = pictures.rows("train", labelled=True)
+    pictures.index["source"] = ["one"] + ["many"] * (len(pictures.index) - 1)
+    dark, bright = np.full((64, 64), 10, np.uint8), np.full((64, 64), 200, np.uint8)
+    pictures.images = np.stack([bright] + [dark] * (len(pictures.index) - 1))
+    matching = augmentation(30, True, "style").transforms[0]
+    matching.p, matching.blend_ratio = 1, (1, 1)
+    lent = []
+
+    class Only:
+        """The first step alone, which tells what it made."""
+
+        transforms = [matching]
+
+        def __call__(self, **given):
+            out = matching(**given)
+            lent.append(out["image"].mean())
+            return out
+
+    dataset = LungPictures("classify", pictures, rows, pictures.masks, Only())
+    for epoch in range(20):
+        dataset.epoch = epoch
+        [dataset[item] for item in range(len(rows))]
+    assert set(lent) == {10, 200} and np.mean(np.array(lent) == 200) == pytest.approx(0.5, abs=0.12)
 
 
 def test_balance_draws_groups_alike():

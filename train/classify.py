@@ -19,7 +19,7 @@ from manet_core.preprocess import SEES
 
 from . import imagenet
 from .complexity import last_map
-from .data import LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, split_by_image
+from .data import AUGMENTATIONS, LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, split_by_image
 from .engine import fit, parser, start_from
 
 FADED = 1e-3  # a last map of mask attention below which a network hardly learns: see complexity.last_map
@@ -43,7 +43,10 @@ def options(description: str) -> argparse.ArgumentParser:
     p.add_argument("--weights", default="weights", help="folder with the segmenter's weights")
     p.add_argument("--sees", choices=SEES, default="lungs", help="what is shown; all but the lungs are controls")
     p.add_argument(
-        "--augment", choices=["paper", "robust"], default="paper", help="robust: also tone, resolution, JPEG and noise"
+        "--augment",
+        choices=AUGMENTATIONS,
+        default="paper",
+        help="robust: also tone, resolution, JPEG, noise; style: also the looks of other sources, and proportions",
     )
     p.add_argument(
         "--balance", type=float, default=0.0, help="0: each picture once; 1: each class of each source equally often"
@@ -77,7 +80,7 @@ def train(args: argparse.Namespace) -> dict:
             raise SystemExit("--imagenet is there for efficientnet_lite0 only.")
         weights = imagenet.efficientnet_lite0()
         start_from(net, {name: w for name, w in weights.items() if not name.startswith("classifier.")})
-    train_set = lung_pictures(args, "train", augmentation(30, True, args.augment == "robust"))
+    train_set = lung_pictures(args, "train", augmentation(30, True, args.augment))
     val_set = lung_pictures(args, "val")
     shown = train_set.pictures.index.iloc[train_set.rows]
 

@@ -123,11 +123,16 @@ class Pictures:
         return np.array([number.get(label, -1) for label in self.index.label.iloc[rows]], np.int64)
 
 
-def augmentation(rotation: float, intensity: bool, robust: bool = False) -> A.Compose:
+AUGMENTATIONS = ("paper", "robust", "style")
+
+
+def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Compose:
     """Shift ±6.25 %, scale ±20 %, rotation ±`rotation`°, each with p = 0.5 (MANet, sections 3.1 and 3.2).
 
-    With `intensity`, brightness and contrast ±20 % as well, on the image alone. `robust`, which is not in the paper,
-    adds what another hospital's film may have gone through: another tone curve, a lower resolution, JPEG, noise.
+    With `intensity`, brightness and contrast ±20 % as well, on the image alone. The other kinds are not in the paper:
+    "robust" adds what another hospital's film may have gone through: another tone curve, a lower resolution, JPEG,
+    noise. "style" adds to that the tones and the coarse shading of another source's X-ray, which is given to the
+    Compose as `style`, and other proportions of the chest, so that neither tells the class.
     """
     move = dict(border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=0.5)
     steps = [
@@ -137,7 +142,7 @@ def augmentation(rotation: float, intensity: bool, robust: bool = False) -> A.Co
     ]
     if intensity:
         steps.append(A.RandomBrightnessContrast(0.2, 0.2, p=0.5))
-    if robust:
+    if kind in ("robust", "style"):
         smooth = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
         steps += [
             A.RandomGamma((50, 200), p=0.5),
@@ -146,6 +151,14 @@ def augmentation(rotation: float, intensity: bool, robust: bool = False) -> A.Co
             A.Downscale((0.3, 0.9), interpolation_pair=smooth, p=0.4),
             A.ImageCompression(quality_range=(20, 95), p=0.4),
             A.GaussNoise((0.005, 0.08), p=0.4),
+        ]
+    if kind == "style":
+        proportions = {"x": (0.75, 1.3), "y": (0.75, 1.3)}
+        steps = [
+            A.HistogramMatching(blend_ratio=(0.3, 1.0), metadata_key="style", p=0.5),
+            A.FDA(beta_limit=(0, 0.05), metadata_key="style", p=0.3),
+            A.Affine(scale=proportions, shear=(-8, 8), **move),
+            *steps,
         ]
     return A.Compose(steps)
 
@@ -183,6 +196,8 @@ class LungPictures(Dataset):
         self.task, self.pictures, self.rows, self.lungs = task, pictures, rows, lungs
         self.augment, self.seed, self.epoch, self.sees = augment, seed, 0, sees
         self.labels = pictures.labels(rows) if task == "classify" else None
+        sources = pictures.index.source.to_numpy()[rows]
+        self.by_source = [rows[sources == source] for source in np.unique(sources)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -194,7 +209,9 @@ class LungPictures(Dataset):
             for step, transform in enumerate(self.augment.transforms):
                 # One seed for the whole Compose would make all steps draw the same numbers, so that they come together.
                 transform.set_random_seed(hash((self.seed, self.epoch, item, step)) % 2**32)
-            out = self.augment(image=image, mask=mask)
+            other = np.random.default_rng((self.seed, self.epoch, item, 1))
+            style = self.pictures.images[other.choice(self.by_source[other.integers(len(self.by_source))])]
+            out = self.augment(image=image, mask=mask, style=[np.array(style)])
             image, mask = out["image"], out["mask"]
         image = image.astype(np.float32) / 255
         if self.task == "segment":

@@ -21,6 +21,7 @@ Controls and other recipes are trainings of their own, found in the folders
     python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/robust $recipe \\
         --augment robust --balance 0.5
     python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/equalised $recipe --sees equalised
+    python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/style $recipe --augment style
 
 The figures of those that are not at hand stay as they were recorded.
 """

@@ -225,7 +225,8 @@ def describe(recipe: dict) -> str:
     """The settings `RECIPE` of a training in words."""
     start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
     length = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''}"
-    more = ", robust augmentation" if recipe.get("augment") == "robust" else ""
+    augment = recipe.get("augment") or "paper"
+    more = f", {augment} augmentation" if augment != "paper" else ""
     more += f", balance {recipe['balance']:g}" if recipe.get("balance") else ""
     sees = recipe.get("sees") or "lungs"
     control = {"lungs": "", "equalised": ", lungs equalised"}.get(sees, f", CONTROL: sees {sees}")
