@@ -240,7 +240,7 @@ def test_items_depend_on_seed_epoch_and_item_alone(phantoms, tmp_path):
     assert not torch.equal(a[4][0], b[4][0])
 
 
-@pytest.mark.parametrize("kind, moved", [("paper", 3), ("robust", 3), ("style", 4)])
+@pytest.mark.parametrize("kind, moved", [("paper", 3), ("robust", 3), ("style", 4), ("masks", 5)])
 def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phantoms, tmp_path, kind, moved):
     pictures = Pictures(phantoms, 64, tmp_path)
     rows = pictures.rows("train", labelled=True)
@@ -311,6 +311,23 @@ def test_style_augmentation_takes_its_tones_from_another_source(phantoms, tmp_pa
         dataset.epoch = epoch
         [dataset[item] for item in range(len(rows))]
     assert set(lent) == {10, 200} and np.mean(np.array(lent) == 200) == pytest.approx(0.5, abs=0.12)
+
+
+def test_other_masks_fill_hollows_or_move_the_rim_and_leave_the_picture(rng):
+    """A hollow lung becomes whole in about half of the draws; areas grow and shrink, both lungs stay apart."""
+    mask, image = np.zeros((64, 64), np.uint8), rng.integers(0, 255, (64, 64), np.uint8)
+    mask[10:50, 8:26], mask[10:50, 38:56] = 1, 1
+    mask[35:50, 14:20] = 0  # a diaphragm that the annotator left out
+    step = augmentation(30, True, "masks").transforms[0]
+    step.p, filled, areas = 1, 0, []
+    for seed in range(200):
+        step.set_random_seed(seed)
+        out = step(image=image, mask=mask)
+        assert np.array_equal(out["image"], image) and set(np.unique(out["mask"])) == {0, 1}
+        assert not out["mask"][:, 31:33].any(), "the lungs were joined"
+        filled += out["mask"][44, 17]
+        areas.append(out["mask"].sum() / mask.sum())
+    assert filled / 200 == pytest.approx(0.5, abs=0.1) and min(areas) < 0.8 and max(areas) > 1.3
 
 
 def test_balance_draws_groups_alike():

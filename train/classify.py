@@ -46,7 +46,7 @@ def options(description: str) -> argparse.ArgumentParser:
         "--augment",
         choices=AUGMENTATIONS,
         default="paper",
-        help="robust: also tone, resolution, JPEG, noise; style: also the looks of other sources, and proportions",
+        help="robust: also tone, resolution, JPEG, noise; style: also other sources' looks; masks: other masks",
     )
     p.add_argument(
         "--balance", type=float, default=0.0, help="0: each picture once; 1: each class of each source equally often"

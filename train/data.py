@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from PIL import Image
+from skimage.morphology import convex_hull_object
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -123,7 +124,7 @@ class Pictures:
         return np.array([number.get(label, -1) for label in self.index.label.iloc[rows]], np.int64)
 
 
-AUGMENTATIONS = ("paper", "robust", "style")
+AUGMENTATIONS = ("paper", "robust", "style", "masks")
 
 
 def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Compose:
@@ -132,7 +133,7 @@ def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Com
     With `intensity`, brightness and contrast ±20 % as well, on the image alone. The other kinds are not in the paper:
     "robust" adds what another hospital's film may have gone through: another tone curve, a lower resolution, JPEG,
     noise. "style" adds to that the tones and the coarse shading of another source's X-ray, which is given to the
-    Compose as `style`, and other proportions of the chest, so that neither tells the class.
+    Compose as `style`, and other proportions of the chest, so that neither tells the class. "masks" is `OtherMask`.
     """
     move = dict(border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=0.5)
     steps = [
@@ -160,7 +161,35 @@ def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Com
             A.Affine(scale=proportions, shear=(-8, 8), **move),
             *steps,
         ]
+    if kind == "masks":
+        steps.insert(0, OtherMask(p=0.75))
     return A.Compose(steps)
+
+
+class OtherMask(A.DualTransform):
+    """The mask as another annotator might have drawn it: each lung's convex hull, or a rim more or less, or both.
+
+    Annotators of one source leave out the lung behind the heart, those of another include it, and a segmenter follows
+    the one whose films a picture looks like: its mask then tells the source, and with it the class.
+    """
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+        """Whether to fill the hollows, and how wide a rim to add (to take away, below 0), in 1/64 of the side."""
+        return {"hull": self.py_random.random() < 0.5, "rim": self.py_random.randint(-2, 2)}
+
+    def apply(self, img: np.ndarray, **params) -> np.ndarray:
+        """The image stays as it is."""
+        return img
+
+    def apply_to_mask(self, mask: np.ndarray, hull: bool, rim: int, **params) -> np.ndarray:
+        """(S, S) uint8, 0 and 1."""
+        if hull:
+            mask = convex_hull_object(mask > 0).astype(np.uint8)
+        if rim:
+            side = 2 * abs(rim) * len(mask) // 64 + 1
+            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+            mask = (cv2.dilate if rim > 0 else cv2.erode)(mask, disc)
+        return mask
 
 
 def draw_weights(groups: pd.Series, balance: float) -> torch.Tensor | None:
