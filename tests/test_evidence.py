@@ -197,6 +197,17 @@ def test_external_groups_count_the_right_answers():
     assert "COVID-19" not in out, "there is none"
 
 
+def test_intervals_of_all_and_none_are_not_empty(rng):
+    """Three of three right proves little; 1 − 0.025^(1/n) by hand. Many X-rays of one patient count as one."""
+    none = evidence.share(np.zeros(6, bool), np.repeat(["a", "b", "c"], 2))
+    assert (none["value"], none["low"]) == (0, 0) and none["high"] == pytest.approx(1 - 0.025 ** (1 / 3))
+    every = evidence.share(np.ones(3, bool), np.arange(3))
+    assert (every["value"], every["high"]) == (1, 1) and every["low"] == pytest.approx(0.025 ** (1 / 3))
+    right = rng.random(400) < 0.7
+    some = evidence.share(right, np.arange(400))
+    assert some["value"] == right.mean() and some["high"] - some["low"] == pytest.approx(2 * 1.96 * 0.0229, rel=0.1)
+
+
 def test_agreement_parts_the_unanimous_from_the_divided():
     truth = np.array([0, 1, 2, 3])
     a, b = np.eye(5)[[0, 1, 2, 0]], np.eye(5)[[0, 1, 4, 0]]
@@ -204,6 +215,17 @@ def test_agreement_parts_the_unanimous_from_the_divided():
     assert out["share_unanimous"] == 0.75
     assert out["groups"]["unanimous"]["accuracy"]["value"] == pytest.approx(2 / 3)
     assert out["groups"]["divided"]["n"] == 1
+
+
+def test_share_of_accuracy_without_lung_tissue():
+    """The controls' accuracies against each other, and against always answering the commonest class."""
+
+    def control(value):
+        return {"n": 10, "accuracy": {"value": value}, "confusion": np.diag([4, 3, 1, 1, 1]).tolist()}
+
+    sentence = evidence.lungless({"lungs": control(0.8), "outside": control(0.6)})
+    assert "75 %" in sentence and "60.0 of 80.0" in sentence and "40.0" in sentence
+    assert evidence.lungless({"lungs": control(0.8)}).endswith("not measured.")
 
 
 def test_probe_reads_what_is_there_and_not_what_is_not(rng):
@@ -229,6 +251,21 @@ def hospitals(phantoms, tmp_path):
     return tmp_path
 
 
+def test_an_interrupted_evidence_keeps_what_was_measured(hospitals, random_weights, run, tmp_path, monkeypatch):
+    common = ["--data", hospitals, "--weights", random_weights, "--cache", tmp_path / "cache", "--out", tmp_path]
+
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "splits", interrupt)
+        with pytest.raises(SystemExit, match="--only splits`"):
+            run(evidence, *common, "--only", "controls", "splits", "--controls", tmp_path / "none")
+    assert json.loads((tmp_path / "evidence.json").read_text()) == {"controls": {}}
+    with pytest.raises(SystemExit, match="--only strangers models recipes heatmaps disturbances`"):
+        run(evidence, *common, "--only", "splits")
+
+
 def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     """Every section is measured, the page is written, and the pipeline uses the temperature that was recorded."""
     weights = tmp_path / "weights"
@@ -247,7 +284,7 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     recipes = tmp_path / "recipes"
     shutil.copytree(out, recipes / "again")
     runs = ["--controls", out.parent, "--recipes", recipes]
-    run(evidence, *common, *runs, "--out", results, "--heatmaps", 5, "--record")
+    run(evidence, *common, *runs, "--out", results, "--heatmaps", 5, "--disturbed", 5, "--record")
 
     found = json.loads((results / "evidence.json").read_text())
     assert list(found["models"]) == ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
@@ -260,9 +297,18 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     )
     first = found["models"]["efficientnet_lite0"]
     assert set(first["external"]) == {"COVID-19", "tuberculosis", "adult normals", "adult pneumonia"}
-    assert first["calibration"]["external"]["n"] == 6 and (results / "reliability.png").stat().st_size > 10_000
+    assert first["calibration"]["external"]["n"] == first["external_pooled"]["n"] == 6, "two have another label"
+    assert (results / "reliability.png").stat().st_size > 10_000
+    disturbed = found["disturbances"]
+    assert disturbed["n"] == 5 and disturbed["changes"].keys() == robustness.CHANGES.keys()
+    noisy, calm = (disturbed["changes"][c]["efficientnet_lite0"] for c in ("Gaussian noise, σ = 0.05", "none"))
+    assert noisy["minus none"]["value"] == pytest.approx(noisy["value"] - calm["value"])
+    rows = evidence.confusion_by_source(found["models"])
+    test_rows = [row for row in rows if row[0].startswith("test") and row[3] == "`efficientnet_lite0`"]
+    assert sum(sum(row[4:]) for row in test_rows) == 8 and all(sum(row[4:]) == row[2] for row in rows)
     page = (results / "evidence.md").read_text()
     for title in (
+        "By class",
         "Other hospitals",
         "Without lung tissue",
         "Recipes",

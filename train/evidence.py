@@ -7,7 +7,8 @@ hospitals' X-rays, what networks score without any lung tissue, whether their
 features know the source, how calibrated they are, where their heatmaps lie and
 whether those places matter, what disturbs them, whether they notice a picture
 that is none of theirs, and whether a patient or a picture is in two splits.
-Intervals are 95 % bootstrap over patients.
+Intervals are 95 % bootstrap over patients, and exact binomial where all or none
+of the X-rays are right.
 
 Controls and other recipes are trainings of their own, found in the folders
 `--controls` and `--recipes`; for the shipped page, with $recipe being
@@ -21,19 +22,23 @@ Controls and other recipes are trainings of their own, found in the folders
     python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/robust $recipe \\
         --augment robust --balance 0.5
     python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/equalised $recipe --sees equalised
-    python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/style $recipe --augment style
+    for augment in style masks; do
+      python -m train.classify --model efficientnet_lite0_ma --out runs/recipes/$augment $recipe --augment $augment
+    done
 
 The figures of those that are not at hand stay as they were recorded.
 """
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from scipy.special import softmax
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -67,6 +72,14 @@ EXTERNAL = {
 
 SECTIONS = ["strangers", "models", "controls", "recipes", "heatmaps", "disturbances", "splits"]
 
+INTERVALS = """\
+Written by `python -m train.evidence`. Intervals are 95 % bootstrap over patients; where all or none are right, which
+resampling cannot doubt, exact binomial."""
+
+BY_CLASS = """\
+Accuracy and macro-F1, % (95 % CI); of each class sensitivity and specificity, %, and AUROC against the rest. The other
+hospitals' X-rays are taken together here, without adult pneumonia that is neither called bacterial nor viral."""
+
 HEATMAP_MEASURES = """\
 In lung: share of the heatmap inside the mask; mask attention silences features outside, so its share is high by
 construction. Spread: entropy, 1 for an even map. Deletion and insertion: what the network's own heatmap gains over that
@@ -90,6 +103,20 @@ def read_out(net: nn.Module, dataset: LungPictures, name: str) -> tuple[np.ndarr
     return np.concatenate(logits), np.concatenate(pooled)
 
 
+def share(right: np.ndarray, patients: np.ndarray) -> dict:
+    """Share of X-rays that are `right` (N,) bool, with its interval.
+
+    Resampling tells nothing where all or none are right; there it is the exact binomial interval over patients.
+    """
+    right = right.astype(float)
+    if 0 < right.mean() < 1:
+        weights = bootstrap_weights(patients)
+        return interval(right.mean(), weights @ right / weights.sum(1))
+    n = len(np.unique(patients))
+    bounds = binomtest(n * int(right[0]), n).proportion_ci()
+    return {"value": right.mean(), "low": bounds.low, "high": bounds.high}
+
+
 def external(probabilities: np.ndarray, index) -> dict:
     """Share of X-rays called right in each external group and in each of its sources; `index` has the same rows."""
     called = np.array(CLASSES)[probabilities.argmax(1)]
@@ -102,11 +129,9 @@ def external(probabilities: np.ndarray, index) -> dict:
         out[group] = {}
         for part, rows in parts.items():
             rows = rows.to_numpy()
-            right = np.isin(called[rows], answers).astype(float)
-            weights = bootstrap_weights(index.patient.to_numpy()[rows])
             out[group][part] = {
                 "n": int(rows.sum()),
-                "right": interval(right.mean(), weights @ right / weights.sum(1)),
+                "right": share(np.isin(called[rows], answers), index.patient.to_numpy()[rows]),
                 "called": {name: int((called[rows] == name).sum()) for name in CLASSES},
             }
     return out
@@ -158,6 +183,7 @@ def study(args: argparse.Namespace, name: str, entry: dict) -> tuple[dict, np.nd
         "test": read_test(probabilities[test], truth, bootstrap_weights(patients[test])),
         "test_by_source": per_source,
         "external": external(probabilities, index),
+        "external_pooled": read_test(probabilities[other], labels[other], bootstrap_weights(patients[other])),
         "calibration": {
             "temperature": temperature,
             "test": calibration(logits[test], truth, temperature),
@@ -190,13 +216,11 @@ def agreement(probabilities: dict[str, np.ndarray], truth: np.ndarray, patients:
     """How accurate the majority is on all X-rays, on those on which all networks agree, and on the rest."""
     called = np.stack([p.argmax(1) for p in probabilities.values()])
     votes = np.stack([(called == k).sum(0) for k in range(len(CLASSES))])
-    right, same = (votes.argmax(0) == truth).astype(float), votes.max(0) == len(called)
+    right, same = votes.argmax(0) == truth, votes.max(0) == len(called)
     groups = {}
     for name, rows in (("all", np.ones(len(truth), bool)), ("unanimous", same), ("divided", ~same)):
         if rows.any():
-            weights = bootstrap_weights(patients[rows])
-            figure = interval(right[rows].mean(), weights @ right[rows] / weights.sum(1))
-            groups[name] = {"n": int(rows.sum()), "accuracy": figure}
+            groups[name] = {"n": int(rows.sum()), "accuracy": share(right[rows], patients[rows])}
     return {"models": list(probabilities), "share_unanimous": float(same.mean()), "groups": groups}
 
 
@@ -267,21 +291,31 @@ def heatmaps(args: argparse.Namespace, entries: dict) -> dict:
 
 
 def disturbances(args: argparse.Namespace, entries: dict) -> dict:
-    """Test accuracy of each network under each of `robustness.CHANGES`."""
+    """Accuracy of each network on a random sample of the test split under each of `robustness.CHANGES`.
+
+    {"n", "changes": {change: {network: accuracy, and "minus none", the change of the same X-rays' accuracy}}}
+    """
     size = next(iter(entries.values()))["preprocessing"]["size"]
     nets = {name: load_network(args.weights, name, args.device) for name in entries}
     segmenter = load_network(args.weights, "resunet", args.device)
     pictures = Pictures(args.data, size, args.cache)
     rows = pictures.rows("test", labelled=True)
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[: args.disturbed])
     weights = bootstrap_weights(pictures.index.patient.to_numpy()[rows])
     mask_size = read_manifest(args.weights)["resunet"]["preprocessing"]["size"]
-    out = {}
+    out, undisturbed = {}, {}
+
+    def mean(values: np.ndarray) -> dict:
+        return interval(values.mean(), weights @ values / weights.sum(1))
+
     for name, change in tqdm(robustness.CHANGES.items(), "changes"):
         right = robustness.accuracy_under(
             change, pictures.images[rows], pictures.labels(rows), segmenter, mask_size, nets
         )
-        out[name] = {net: interval(r.mean(), weights @ r / weights.sum(1)) for net, r in right.items()}
-    return out
+        right = {net: values.astype(float) for net, values in right.items()}
+        undisturbed = undisturbed or right
+        out[name] = {net: mean(r) | {"minus none": mean(r - undisturbed[net])} for net, r in right.items()}
+    return {"n": len(rows), "changes": out}
 
 
 def markdown(evidence: dict) -> str:
@@ -306,29 +340,38 @@ def markdown(evidence: dict) -> str:
 
     models = evidence["models"]
     names = [f"`{name}`" for name in models]
-    lines = ["# Is it true?", "", "Written by `python -m train.evidence`; intervals are 95 % bootstrap over patients."]
+    lines = ["# Is it true?", "", INTERVALS, "", "## By class", "", BY_CLASS, ""]
+    rows = []
+    for where, key in (("our test split", "test"), ("other hospitals", "external_pooled")):
+        found = [m[key] for m in models.values()]
+        rows.append([f"**{where}: accuracy**", found[0]["n"], *(percent(f["accuracy"]) for f in found)])
+        rows.append([f"{where}: macro-F1", found[0]["n"], *(percent(f["macro_f1"]) for f in found)])
+        for label, figures in found[0]["per_class"].items():
+            of_class = [f["per_class"][label] for f in found]
+            cells = [f"{100 * f['sensitivity']:.0f}, {100 * f['specificity']:.0f}, {f['auroc']:.3f}" for f in of_class]
+            rows.append([f"{where}: {label}", figures["n"], *cells])
+    lines += table(["X-rays", "n", *names], rows)
 
-    lines += ["", "## Other hospitals", "", "Share of X-rays called right, % (95 % CI). Never trained or tuned on.", ""]
-    rows = [["our test split, all classes", models[next(iter(models))]["test"]["n"],
-             *(percent(m["test"]["accuracy"]) for m in models.values())]]  # fmt: skip
+    lines += ["## Other hospitals", "", "Share of X-rays called right, % (95 % CI). Never trained or tuned on.", ""]
+    rows = []
     for group, parts in models[next(iter(models))]["external"].items():
         for part, figures in parts.items():
             cells = [percent(m["external"][group][part]["right"]) for m in models.values()]
             rows.append([f"**{group}**" if part == "all" else f"{group}: {part}", figures["n"], *cells])
     lines += table(["X-rays", "n", *names], rows)
 
-    lines += ["What other hospitals' adults with normal lungs are called, %.", ""]
-    rows = []
-    for source, first in models[next(iter(models))]["external"].get("adult normals", {}).items():
-        for name, m in models.items():
-            called = m["external"]["adult normals"][source]["called"]
-            shares = [f"{100 * called[c] / first['n']:.0f}" for c in CLASSES]
-            rows.append([source, first["n"], f"`{name}`", *shares])
-    lines += table(["source", "n", "network", *CLASSES], rows)
+    lines += [
+        "What the X-rays of every source are called, counts.",
+        "",
+        "<details><summary>Confusion by source</summary>",
+        "",
+    ]
+    lines += [*table(["source", "X-rays", "n", "network", *CLASSES], confusion_by_source(models)), "</details>", ""]
 
     lines += ["## Without lung tissue", ""]
     sees = {name: run["settings"]["sees"] for name, run in evidence["controls"].items()}
     lines += ["Trained by one recipe; only what they see differs.", "", *compared("what it sees", "controls", sees)]
+    lines += [lungless(evidence["controls"]), ""]
     lines += [
         "## Recipes",
         "",
@@ -384,10 +427,21 @@ def markdown(evidence: dict) -> str:
         if "minus plain" in m:
             rows.append([f"`{name}` − plain", *cells(m["minus plain"])])
     lines += table(["", *measures], rows)
-    lines += [HEATMAP_MEASURES, ""]
+    lines += [HEATMAP_MEASURES, "", "Agreement: correlation of two networks' heatmaps of the same X-ray.", ""]
+    alike = evidence["heatmaps"]["agreement"]
+    pairs = {tuple(pair.split(" ~ ")): f"{figure['value']:.2f}" for pair, figure in alike.items()}
+    rows = [[f"`{a}`", *(pairs.get((a, b)) or pairs.get((b, a), "") for b in models)] for a in models]
+    lines += table(["", *names], rows)
 
-    lines += ["## Disturbances", "", "Test accuracy, % (95 % CI).", ""]
-    rows = [[change, *(percent(f[name]) for name in models)] for change, f in evidence["disturbances"].items()]
+    disturbed = evidence["disturbances"]
+    what = (
+        f"{disturbed['n']} test X-rays, chosen by chance: accuracy, %, and how many points each disturbance changes it."
+    )
+    lines += ["## Disturbances", "", what, ""]
+    rows = [["accuracy", *(percent(disturbed["changes"]["none"][name]) for name in models)]]
+    for change, f in disturbed["changes"].items():
+        if change != "none":
+            rows.append([change, *(percent(f[name]["minus none"]) for name in models)])
     lines += table(["", *names], rows)
 
     known = evidence["strangers"]
@@ -408,6 +462,36 @@ def markdown(evidence: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def confusion_by_source(models: dict) -> list[list]:
+    """Rows [source, what its X-rays show, n, network, how many are called each of `CLASSES`]."""
+    rows = []
+    first = next(iter(models.values()))
+    for source, figures in first["test_by_source"].items():
+        for k, label in enumerate(CLASSES):
+            if n := sum(figures["confusion"][k]):
+                for name, m in models.items():
+                    called = m["test_by_source"][source]["confusion"][k]
+                    rows.append([f"test: {source}", label, n, f"`{name}`", *called])
+    for group, parts in first["external"].items():
+        for source, figures in parts.items():
+            for name, m in models.items():
+                called = m["external"][group][source]["called"].values()
+                rows.append([f"other: {source}", group, figures["n"], f"`{name}`", *called])
+    return rows
+
+
+def lungless(controls: dict) -> str:
+    """The share of the accuracy that needs no lung tissue, in a sentence."""
+    if not {"lungs", "outside"} <= controls.keys():
+        return "Share of the accuracy that needs no lung tissue: not measured."
+    seen, blind = (controls[sees]["accuracy"]["value"] for sees in ("lungs", "outside"))
+    commonest = max(map(sum, controls["lungs"]["confusion"])) / controls["lungs"]["n"]
+    return (
+        f"**Share of the accuracy that needs no lung tissue: {100 * blind / seen:.0f} %** ({100 * blind:.1f} of "
+        f"{100 * seen:.1f}; who always answers the commonest class has {100 * commonest:.1f})."
+    )
+
+
 def headline(evidence: dict) -> str:
     """The figures that belong beside every accuracy: test, other hospitals, and without lung tissue."""
     groups = list(next(iter(evidence["models"].values()))["external"])
@@ -421,6 +505,7 @@ def headline(evidence: dict) -> str:
         cells = [percent(run["external"][group]["all"]["right"]) if run else "–" for group in groups]
         accuracy = percent(run["accuracy"]) if run else "not measured"
         lines.append(f"| control: {what} | {accuracy} | {' | '.join(cells)} |")
+    lines += ["", lungless(evidence["controls"])]
     return "\n".join(lines) + "\n"
 
 
@@ -442,6 +527,7 @@ def main() -> None:
     p.add_argument("--recipes", default="runs/recipes", type=Path, help="folder with trainings by other recipes")
     p.add_argument("--out", default="results", type=Path)
     p.add_argument("--heatmaps", type=int, default=50, help="test X-rays whose heatmaps are studied")
+    p.add_argument("--disturbed", type=int, default=200, help="test X-rays that are disturbed")
     p.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these anew, keep the rest of evidence.json")
     p.add_argument("--record", action="store_true", help="write temperatures and headline into manifest, card, README")
     args = p.parse_args()
@@ -449,26 +535,30 @@ def main() -> None:
     shipped = read_manifest(args.weights)
     entries = {name: shipped[name] for name in list_models() if name in shipped}
 
-    path = args.out / "evidence.json"
-    recorded = json.loads(path.read_text()) if path.exists() else {}
-    wanted = args.only or SECTIONS
-    evidence = {section: found for section, found in recorded.items() if section not in wanted}
-    if "strangers" in wanted:
-        evidence["strangers"] = familiarity.measure(args.data, args.weights, args.cache)
-    if "models" in wanted:
-        evidence["models"], evidence["agreement"] = studies(args, entries)
-    if "controls" in wanted:
-        evidence["controls"] = recorded.get("controls", {}) | trainings(args, args.controls)
-    if "recipes" in wanted:
-        evidence["recipes"] = recorded.get("recipes", {}) | trainings(args, args.recipes)
-    if "heatmaps" in wanted:
-        evidence["heatmaps"] = heatmaps(args, entries)
-    if "disturbances" in wanted:
-        evidence["disturbances"] = disturbances(args, entries)
-    if "splits" in wanted:
-        evidence["splits"] = splits(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evidence, indent=2) + "\n")
+    path = args.out / "evidence.json"
+    evidence = json.loads(path.read_text()) if path.exists() else {}
+    measures = {
+        "strangers": lambda: {"strangers": familiarity.measure(args.data, args.weights, args.cache)},
+        "models": lambda: dict(zip(("models", "agreement"), studies(args, entries))),
+        "controls": lambda: {"controls": evidence.get("controls", {}) | trainings(args, args.controls)},
+        "recipes": lambda: {"recipes": evidence.get("recipes", {}) | trainings(args, args.recipes)},
+        "heatmaps": lambda: {"heatmaps": heatmaps(args, entries)},
+        "disturbances": lambda: {"disturbances": disturbances(args, entries)},
+        "splits": lambda: {"splits": splits(args)},
+    }
+    wanted = args.only or SECTIONS
+    for done, section in enumerate(wanted):
+        start = time.perf_counter()
+        try:
+            evidence |= measures[section]()
+        except KeyboardInterrupt:
+            rest = " ".join(wanted[done:])
+            raise SystemExit(f"Interrupted; the same command with `--only {rest}` measures the rest.") from None
+        path.write_text(json.dumps(evidence, indent=2) + "\n")  # what was measured stays, whatever interrupts the rest
+        print(f"{section}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+    if missing := [section for section in SECTIONS if section not in evidence]:
+        raise SystemExit(f"{path} is not complete: add `--only {' '.join(missing)}`.")
     (args.out / "evidence.md").write_text(markdown(evidence))
     reliability({name: m["calibration"] for name, m in evidence["models"].items()}, args.out)
     print(markdown(evidence))
