@@ -21,6 +21,7 @@ from train.calibration import (
     expected_calibration_error,
     fit_temperature,
     reliability,
+    spare_margins,
 )
 from train.duplicates import crossing_patients, near_duplicates
 from train.evaluate import percent
@@ -78,6 +79,17 @@ def test_error_by_chance_is_what_honest_labels_show(rng):
     assert expected["mean"] == pytest.approx(np.mean(drawn), rel=0.1)
     assert expected["mean"] == pytest.approx(np.sqrt(0.8 * 0.2 / 400 * 2 / np.pi), rel=0.1)  # mean of a folded normal
     assert expected["high"] == pytest.approx(np.percentile(drawn, 97.5), rel=0.15)
+
+
+def test_spare_margins_are_what_95_percent_of_a_class_have(rng):
+    labels = np.repeat([0, 1], 101)
+    logits = np.zeros((202, 3))
+    logits[:101, 0] = np.linspace(1, 11, 101)  # class 0 leads by 1 to 11, so 95 % of it by 1.5 or more
+    logits[101:, 1] = np.linspace(-5, 5, 101)  # a twentieth of class 1 lies behind: nothing to spare
+    margins = spare_margins(logits, labels)
+    np.testing.assert_allclose(margins, [1.5, 0, 0])
+    held = (logits - margins).argmax(1)
+    assert (held[:101] == 0).mean() == pytest.approx(0.95, abs=0.011)
 
 
 def test_calibration_errors_by_hand(rng):
@@ -299,6 +311,9 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     assert set(first["external"]) == {"COVID-19", "tuberculosis", "adult normals", "adult pneumonia"}
     assert first["calibration"]["external"]["n"] == first["external_pooled"]["n"] == 6, "two have another label"
     assert (results / "reliability.png").stat().st_size > 10_000
+    held = first["held_to_margins"]
+    assert held["margins"].keys() == set(CLASSES) and held["n"] == first["test"]["n"]
+    assert set(held["external"]) == set(first["external"])
     disturbed = found["disturbances"]
     assert disturbed["n"] == 5 and disturbed["changes"].keys() == robustness.CHANGES.keys()
     noisy, calm = (disturbed["changes"][c]["efficientnet_lite0"] for c in ("Gaussian noise, σ = 0.05", "none"))

@@ -14,6 +14,25 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
+def spare_margins(logits: np.ndarray, labels: np.ndarray, share: float = 0.95) -> np.ndarray:
+    """How far above all other logits that of its own class lies in `share` of the X-rays of each class: (K,), ≥ 0.
+
+    A class that nothing else in the training data resembles is told from the others with much to spare, and what is new
+    and leans its way goes with it. Logits minus these margins ask each class to be about as clear as on its own
+    X-rays, in the spirit of conformal prediction by class (Vovk 2012).
+
+    Args:
+        logits: (N, K), of X-rays that were not trained on.
+        labels: (N,) class numbers; the margin of a class that is not among them is 0.
+    """
+    margins = np.zeros(logits.shape[1])
+    for k in np.unique(labels):
+        own = logits[labels == k]
+        spare = own[:, k] - np.delete(own, k, 1).max(1)
+        margins[k] = max(0, np.quantile(spare, 1 - share))
+    return margins
+
+
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[dict]:
     """Per bin of the highest probability, over equal widths: {"confidence", "accuracy", "n"}; empty bins are left out.
 
