@@ -48,6 +48,13 @@ def test_no_recipe_carries_further_than_the_papers_as_the_readme_says():
             assert carried(held) > carried(model) and held["margins"]["COVID-19"] == max(held["margins"].values())
 
 
+def test_noise_takes_what_the_model_card_says():
+    assert "takes more than half of its accuracy from every EfficientNet-Lite0" in CARD
+    for name, noisy in result("evidence")["disturbances"]["changes"]["Gaussian noise, σ = 0.05"].items():
+        calm = noisy["value"] - noisy["minus none"]["value"]
+        assert (noisy["value"] < calm / 2) == name.startswith("efficientnet_lite0")
+
+
 def test_the_papers_tables_are_drawn_from_the_results():
     results = result("paper/results")
     assert (ROOT / "results" / "paper" / "tables.md").read_text() == tables.markdown(results)

@@ -255,7 +255,8 @@ def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phanto
             assert set(mask.unique().tolist()) == {0.0, 1.0} and (image[mask == 0] == -1).all()
             assert CLASSES[label] == pictures.index.label[rows[item]]
             changed += not np.array_equal(mask[0].numpy() > 0, pictures.masks[rows[item]])
-    assert changed / (5 * len(rows)) == pytest.approx(1 - 0.5**moved, abs=0.1)  # each step moves half of the masks
+    share = changed / (5 * len(rows))
+    assert share == pytest.approx(1 - 0.5**moved, abs=0.09) and share < 1  # each step moves half of the masks
 
 
 def test_augmentation_ranges_are_the_papers():

@@ -225,8 +225,10 @@ class LungPictures(Dataset):
         self.task, self.pictures, self.rows, self.lungs = task, pictures, rows, lungs
         self.augment, self.seed, self.epoch, self.sees = augment, seed, 0, sees
         self.labels = pictures.labels(rows) if task == "classify" else None
-        sources = pictures.index.source.to_numpy()[rows]
-        self.by_source = [rows[sources == source] for source in np.unique(sources)]
+        self.by_source = []  # rows of each source to lend their style from, if the augmentation asks for it
+        if augment is not None and any("style" in step.targets_as_params for step in augment.transforms):
+            sources = pictures.index.source.to_numpy()[rows]
+            self.by_source = [rows[sources == source] for source in np.unique(sources)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -238,9 +240,12 @@ class LungPictures(Dataset):
             for step, transform in enumerate(self.augment.transforms):
                 # One seed for the whole Compose would make all steps draw the same numbers, so that they come together.
                 transform.set_random_seed(hash((self.seed, self.epoch, item, step)) % 2**32)
-            other = np.random.default_rng((self.seed, self.epoch, item, 1))
-            style = self.pictures.images[other.choice(self.by_source[other.integers(len(self.by_source))])]
-            out = self.augment(image=image, mask=mask, style=[np.array(style)])
+            given = {"image": image, "mask": mask}
+            if self.by_source:
+                rng = np.random.default_rng((self.seed, self.epoch, item, 1))
+                lender = rng.choice(self.by_source[rng.integers(len(self.by_source))])
+                given["style"] = [np.array(self.pictures.images[lender])]
+            out = self.augment(**given)
             image, mask = out["image"], out["mask"]
         image = image.astype(np.float32) / 255
         if self.task == "segment":

@@ -576,7 +576,9 @@ def main() -> None:
         except KeyboardInterrupt:
             rest = " ".join(wanted[done:])
             raise SystemExit(f"Interrupted; the same command with `--only {rest}` measures the rest.") from None
-        path.write_text(json.dumps(evidence, indent=2) + "\n")  # what was measured stays, whatever interrupts the rest
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(evidence, indent=2) + "\n")
+        part.replace(path)  # what was measured stays, whatever interrupts the rest
         print(f"{section}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
     if missing := [section for section in SECTIONS if section not in evidence]:
         raise SystemExit(f"{path} is not complete: add `--only {' '.join(missing)}`.")
