@@ -118,7 +118,7 @@ def build(weights: str | Path, upload_folder: str | Path, models: list[str] | No
 
         Returns:
             [{"name", "backbone", "attention": "", "ma" or "cbam", "classes", "input_size": pixels,
-            "temperature", "sha256": of the weights}]
+            "temperature", "sha256": of the weights, and after a "+" of their refitted last layer}]
         """
         try:
             pipeline = networks.get()
@@ -135,7 +135,7 @@ def build(weights: str | Path, upload_folder: str | Path, models: list[str] | No
                     "classes": entry["classes"],
                     "input_size": entry["preprocessing"]["size"],
                     "temperature": entry.get("temperature", 1.0),
-                    "sha256": entry["sha256"],
+                    "sha256": pipeline.hashes[name],
                 }
             )
         return found

@@ -15,7 +15,7 @@ from .lungs import Lungs, mask_warnings, predict_lungs, sides
 from .preprocess import network_input, resize
 from .quality import picture_warnings
 from .registry import list_models
-from .weights import WeightsError, load_network, read_manifest
+from .weights import WeightsError, fingerprint, load_network, read_manifest
 from .xray import XRay
 
 DISCLAIMER = "Research and teaching only, not a medical device."
@@ -171,8 +171,8 @@ class Pipeline:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """{model: SHA-256 of its weights} of the loaded classifiers."""
-        return {name: self.entries[name]["sha256"] for name in self.classifiers}
+        """{model: SHA-256 of its weights} of the loaded classifiers; see `weights.fingerprint`."""
+        return {name: fingerprint(self.entries[name]) for name in self.classifiers}
 
     @property
     def device(self) -> torch.device:

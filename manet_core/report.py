@@ -106,7 +106,11 @@ def _show(axis, picture: np.ndarray, title: str) -> None:
 
 def _table(axis, analysis: Analysis, hashes: dict[str, str]) -> None:
     cells = [
-        [model, *(f"{reading.probabilities[name]:.1%}" for name in CLASSES), hashes.get(model, "")[:12]]
+        [
+            model,
+            *(f"{reading.probabilities[name]:.1%}" for name in CLASSES),
+            "+".join(part[:8] for part in hashes.get(model, "").split("+")),
+        ]
         for model, reading in analysis.readings.items()
     ]
     head = ["network", *CLASSES, "weights, SHA-256"]

@@ -1,7 +1,8 @@
 """Shipped weights: safetensors files and the manifest that says what each of them is.
 
 `manifest.json` maps a model's name to its file, sha256, network, classes,
-preprocessing, training and figures. Nothing is loaded whose hash differs.
+preprocessing, training and figures; and to a second, small file if its last
+layer was refitted after training. Nothing is loaded whose hash differs.
 """
 
 import hashlib
@@ -45,6 +46,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(entry: dict) -> str:
+    """What a manifest entry loads: the SHA-256 of its file, and after a "+" that of its refitted last layer, if any."""
+    return "+".join(part["sha256"] for part in (entry, entry.get("last_layer")) if part)
+
+
 def verified(folder: str | Path, entry: dict) -> Path:
     """The path of the file that a manifest entry names, once its hash has been found right.
 
@@ -61,8 +67,14 @@ def verified(folder: str | Path, entry: dict) -> Path:
     return path
 
 
-def load_network(folder: str | Path, name: str, device: str | torch.device = "cpu") -> nn.Module:
+def load_network(folder: str | Path, name: str, device: str | torch.device = "cpu", refitted: bool = True) -> nn.Module:
     """The network `name` of the manifest in `folder`, float32, in evaluation mode.
+
+    Args:
+        folder: with manifest.json.
+        name: of a model in the manifest.
+        device: where to put the network.
+        refitted: with the last layer that `train.refit` made, where there is one; False: as it was trained.
 
     Raises:
         WeightsError: it is not in the manifest, its file is missing, or the file
@@ -73,6 +85,9 @@ def load_network(folder: str | Path, name: str, device: str | torch.device = "cp
         raise WeightsError(f"There are no weights for {name!r} in {folder}; there are: {', '.join(entries)}.")
     entry = entries[name]
     path = verified(folder, entry)
+    state = load_file(path)
+    if refitted and "last_layer" in entry:
+        state |= load_file(verified(folder, entry["last_layer"]))
     options = dict(entry["network"])
     kind = options.pop("name")
     if entry["task"] == "segment":
@@ -81,7 +96,7 @@ def load_network(folder: str | Path, name: str, device: str | torch.device = "cp
         net = create_classifier(kind, num_classes=len(entry["classes"]), **options)
     try:
         net.load_state_dict(
-            {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in load_file(path).items()}
+            {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
         )
     except RuntimeError:
         raise WeightsError(

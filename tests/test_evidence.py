@@ -311,9 +311,8 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     assert set(first["external"]) == {"COVID-19", "tuberculosis", "adult normals", "adult pneumonia"}
     assert first["calibration"]["external"]["n"] == first["external_pooled"]["n"] == 6, "two have another label"
     assert (results / "reliability.png").stat().st_size > 10_000
-    held = first["held_to_margins"]
-    assert held["margins"].keys() == set(CLASSES) and held["n"] == first["test"]["n"]
-    assert set(held["external"]) == set(first["external"])
+    assert first["last_layer"] is None and first["as_trained"]["confusion"] == first["test"]["confusion"]
+    assert first["as_trained"]["external"] == first["external"], "a network without a new layer is as it was trained"
     disturbed = found["disturbances"]
     assert disturbed["n"] == 5 and disturbed["changes"].keys() == robustness.CHANGES.keys()
     noisy, calm = (disturbed["changes"][c]["efficientnet_lite0"] for c in ("Gaussian noise, σ = 0.05", "none"))

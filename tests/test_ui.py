@@ -16,6 +16,7 @@ from PIL import Image
 from manet_core import CLASSES, Analysis, Reading, WeightsError, XRayError, create_classifier
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom
+from manet_core.weights import read_manifest
 from ui import batch, render, teach
 from ui.models import models_page, reliability_svg
 from ui.networks import Networks
@@ -207,6 +208,10 @@ def test_models_page_shows_the_repositorys_figures_and_no_others(weights):
         assert f"temperature {found['calibration']['temperature']:.2f}" in html
         for row in found["test"]["confusion"]:
             assert " ".join(map(str, row)) in _shown(html)
+    layers = [entry["last_layer"] for entry in read_manifest(weights).values() if "last_layer" in entry]
+    assert layers and _shown(html).count("after training, last layer") == len(layers)
+    for layer in layers:
+        assert f"logits lowered by Normal {layer['margins']['Normal']:.1f}" in html and layer["sha256"][:16] in html
 
 
 def test_models_page_keeps_silent_on_weights_that_were_not_measured(random_weights, weights, tmp_path):

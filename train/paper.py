@@ -7,7 +7,8 @@ what is finished, and then writes tables.md, results.json, fig10.png (validation
 curves) and fig9-*.png (heatmaps; they show X-rays, so keep them private). Each
 run is a folder SPLIT/MODEL/TRIAL of `train.classify`; the trial is its seed. A
 finished run may also have been trained by hand: the tables name its recipe.
-With `--shipped`, networks without a run are there with their shipped weights.
+With `--shipped`, networks without a run are there with their shipped weights,
+and the last layer with which they were trained.
 
 The defaults are the paper's recipe and its ten networks, under both splits:
 sixty trainings of 200 epochs, meant for several GPUs. Shorter:
@@ -134,7 +135,7 @@ def finished_runs(args: argparse.Namespace) -> list[dict]:
             if entry is None:
                 raise SystemExit(f"There are no weights of {model} in {args.weights}: leave it out of --shipped.")
             cached = args.out / "shipped" / f"{model}-{entry['sha256'][:12]}.npy"
-            load = partial(load_network, args.weights, model)
+            load = partial(load_network, args.weights, model, refitted=False)
             add("patient", model, 0, entry["training"]["settings"], load, cached, [])
     return found
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from manet_core import CLASSES, WeightsError, list_models
 from manet_core.registry import human_name
-from manet_core.weights import read_manifest
+from manet_core.weights import fingerprint, read_manifest
 
 _SHORT = {"Normal": "Normal", "COVID-19": "COVID-19", "Tuberculosis": "TB", "Bacterial pneumonia": "Bacterial",
           "Viral pneumonia": "Viral"}  # fmt: skip
@@ -19,7 +19,7 @@ _CONTROLS = {
 }
 _ELSEWHERE = (
     "Our test split comes from the hospitals that the networks learnt from. “Elsewhere” are X-rays of other hospitals, "
-    "never trained or tuned on: where a network falls there, it had learnt the hospital, the age or the machine, too. "
+    "none of them trained on: where a network falls there, it had learnt the hospital, the age or the machine, too. "
     "Controls had a short training, the same for all: beside the one that is shown the lungs, what the others score is "
     "skill that needs none."
 )
@@ -45,7 +45,7 @@ def models_page(weights: str | Path, results: str | Path) -> str:
     measured = {
         name: evidence["models"][name]
         for name in names
-        if evidence["models"].get(name, {}).get("sha256") == entries[name]["sha256"]
+        if evidence["models"].get(name, {}).get("sha256") == fingerprint(entries[name])
     }
     cards = "".join(_card(name, entries[name], measured.get(name)) for name in names)
     return f'<section class="models">{_overview(measured, evidence["controls"])}{_segmenter(entries)}{cards}</section>'
@@ -103,6 +103,13 @@ def _training(entry: dict) -> str:
             for option, d in training["departures_from_paper"].items()
         )
         facts.append(f"departures from the paper: {changed or 'none'}")
+    if layer := entry.get("last_layer"):
+        how = "fitted again with each class of each source weighing the same" if layer["kind"] == "refitted" else "kept"
+        margins = ", ".join(f"{escape(name)} {margin:.1f}" for name, margin in layer["margins"].items() if margin)
+        facts.append(
+            f"after training, last layer {how}, logits lowered by {margins or 'nothing'}: file "
+            f"<code>{escape(layer['file'])}</code>, SHA-256 <code>{layer['sha256'][:16]}…</code>"
+        )
     return "<ul>" + "".join(f"<li>{fact}</li>" for fact in facts) + "</ul>"
 
 
