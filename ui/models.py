@@ -20,6 +20,7 @@ _CONTROLS = {
 _ELSEWHERE = (
     "Our test split comes from the hospitals that the networks learnt from. “Elsewhere” are X-rays of other hospitals, "
     "none of them trained on: where a network falls there, it had learnt the hospital, the age or the machine, too. "
+    "Last layers were refitted after these figures had been seen, so expect a little less of X-rays that were not. "
     "Controls had a short training, the same for all: beside the one that is shown the lungs, what the others score is "
     "skill that needs none."
 )
