@@ -84,6 +84,13 @@ def phantoms(tmp_path_factory):
     return root
 
 
+def flip_a_bit(path: Path) -> None:
+    """Damage a file in its last byte."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Call a verb's main with arguments, in a scratch cache."""

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import flip_a_bit
 from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -118,9 +119,7 @@ def test_a_damaged_or_missing_layer_is_named(five, random_weights, run, tmp_path
     monkeypatch.setattr(refit, "COST", 1.0)
     run(refit, "--data", five, "--weights", weights, "--cache", tmp_path, "--models", "efficientnet_lite0")
     path = weights / "efficientnet_lite0.last_layer.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_a_bit(path)
     with pytest.raises(WeightsError, match="last_layer.safetensors is damaged"):
         Pipeline.load(weights)
     path.unlink()

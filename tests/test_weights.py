@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import flip_a_bit
 
 from manet_core import Pipeline, WeightsError
 from manet_core.weights import load_network, read_manifest, sha256
@@ -42,9 +43,7 @@ def test_missing_file_is_named(copy):
 
 def test_a_flipped_byte_is_noticed(copy):
     path = copy / "efficientnet_lite0.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-100] ^= 1
-    path.write_bytes(data)
+    flip_a_bit(path)
     with pytest.raises(WeightsError, match="damaged"):
         Pipeline.load(copy)
 

@@ -6,7 +6,8 @@ A network learns to call COVID-19 whatever is no child and not of the two hospit
 training that is enough. On its frozen features the last layer is fitted again so that each class of each source weighs
 the same (last-layer retraining, Kirichenko et al. 2023), and each class's logit is then lowered by the margin that
 nearly all X-rays of that class have to spare (`calibration.spare_margins`). Where the new layer costs more than a point
-of validation accuracy, the margins are taken from the trained one; where those cost as much, all stays as it was.
+of validation accuracy, the margins are taken from the trained one; where those cost as much, or there are none, all
+stays as it was.
 
 It writes weights/NAME.last_layer.safetensors beside the trained weights, which do not change, and into the manifest
 what was chosen and the temperature that goes with it. `train.evaluate` and `train.evidence` measure the outcome.
@@ -108,6 +109,11 @@ def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
     weight, bias = refit(features[train].astype(np.float64), labels[train], groups, args.strength)
     refitted = features @ weight.T + bias
     kept, margins, accuracy = choose(logits[~train], refitted[~train], labels[~train], args.share)
+    print(
+        f"{name}: validation accuracy {accuracy['as trained']:.3f} as trained, with margins {accuracy['refitted']:.3f} "
+        f"refitted, {accuracy['trained']:.3f} with its own layer: {kept + ', with margins' if kept else 'as trained'}",
+        flush=True,
+    )
 
     entry = {key: value for key, value in entry.items() if key != "last_layer"}
     path = args.weights / f"{name}.last_layer.safetensors"
@@ -147,8 +153,6 @@ def main() -> None:
     for name in args.models or shipped:
         entries[name] = refit_network(args, name, entries[name])
         (args.weights / MANIFEST).write_text(json.dumps({"models": entries}, indent=2) + "\n")
-        layer = entries[name].get("last_layer")
-        print(f"{name}: {layer['kind'] + ', with margins' if layer else 'stays as trained'}", flush=True)
 
 
 if __name__ == "__main__":
