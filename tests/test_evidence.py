@@ -81,7 +81,7 @@ def test_error_by_chance_is_what_honest_labels_show(rng):
     assert expected["high"] == pytest.approx(np.percentile(drawn, 97.5), rel=0.15)
 
 
-def test_spare_margins_are_what_95_percent_of_a_class_have(rng):
+def test_spare_margins_are_what_95_percent_of_a_class_have():
     labels = np.repeat([0, 1], 101)
     logits = np.zeros((202, 3))
     logits[:101, 0] = np.linspace(1, 11, 101)  # class 0 leads by 1 to 11, so 95 % of it by 1.5 or more

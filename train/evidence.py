@@ -80,11 +80,11 @@ Accuracy and macro-F1, % (95 % CI); of each class sensitivity and specificity, %
 hospitals' X-rays are taken together here, without adult pneumonia that is neither called bacterial nor viral."""
 
 LAST_LAYER = """\
-The paper's recipe, and what is shipped: the same training, then the last layer fitted again on the frozen features with
-each class of each source weighing the same, and each class's logit lowered by the margin that 95 % of the class's own
-validation X-rays have to spare over every other class (`python -m train.refit`). A layer that costs more than a point
-of validation accuracy is not taken. No X-ray of another hospital was fitted to or chose between these; but what was
-tried at all, and how strongly, is due to what they had shown, so expect a little less of others."""
+As trained, and as shipped: the same weights, but the last layer fitted again on the frozen features with each class of
+each source weighing the same, and each class's logit lowered by the margin that 95 % of the class's own validation
+X-rays have to spare over every other class (`python -m train.refit`). A layer that costs more than a point of accuracy
+on validation is not taken. No X-ray of another hospital was fitted to or chose between these; but what was tried at
+all, and how strongly, is due to what they had shown, so expect a little less of others."""
 
 HEATMAP_MEASURES = """\
 In lung: share of the heatmap inside the mask; mask attention silences features outside, so its share is high by
