@@ -23,9 +23,9 @@ with patch("inspect.getfile", side_effect=OSError):  # or Gradio parses and rewr
     import gradio as gr
 
 from manet_core import CLASSES, Analysis, WeightsError, XRay, XRayError, list_models  # noqa: E402
+from manet_core.networks.registry import split_name  # noqa: E402
 from manet_core.phantom import phantom  # noqa: E402
 from manet_core.preprocess import resize  # noqa: E402
-from manet_core.registry import split_name  # noqa: E402
 from manet_core.report import save_report  # noqa: E402
 from ui import batch, render  # noqa: E402
 from ui.models import models_page  # noqa: E402

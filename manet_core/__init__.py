@@ -1,9 +1,10 @@
 """MANet: lung segmentation, classification with mask attention, and heatmaps for chest X-rays."""
 
+from .files.xray import XRay, XRayError, load_xray
+from .networks.registry import create_classifier, create_segmenter, list_models
 from .pipeline import Analysis, Pipeline, Reading
-from .registry import CLASSES, create_classifier, create_segmenter, list_models
+from .tasks import CLASSES, list_tasks
 from .weights import WeightsError
-from .xray import XRay, XRayError, load_xray
 
 __version__ = "0.1.0"
 
@@ -18,5 +19,6 @@ __all__ = [
     "create_classifier",
     "create_segmenter",
     "list_models",
+    "list_tasks",
     "load_xray",
 ]

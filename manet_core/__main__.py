@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .files.xray import XRayError, load_xray
+from .networks.registry import create_classifier, list_models
 from .pipeline import Pipeline
-from .registry import create_classifier, list_models
 from .report import save_report
 from .weights import WeightsError, read_manifest
-from .xray import XRayError, load_xray
 
 
 def analyze(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.morphology import remove_small_objects
 from skimage.transform import resize
 
-from .xray import XRay
+from .files.xray import XRay
 
 
 @dataclass(frozen=True)

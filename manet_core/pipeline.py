@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from .explain.gradcam import grad_cam, scale_maps
 from .familiarity import Familiarity
-from .gradcam import grad_cam, scale_maps
+from .files.quality import picture_warnings
+from .files.xray import XRay
 from .lungs import Lungs, mask_warnings, predict_lungs, sides
+from .networks.registry import list_models
 from .preprocess import network_input, resize
-from .quality import picture_warnings
-from .registry import list_models
 from .weights import WeightsError, fingerprint, load_network, read_manifest
-from .xray import XRay
 
 DISCLAIMER = "Research and teaching only, not a medical device."
 SEGMENTER = "resunet"

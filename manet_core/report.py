@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .networks.registry import human_name
 from .pipeline import DISCLAIMER, Analysis
 from .preprocess import resize
-from .registry import CLASSES, human_name
+from .tasks import CLASSES
 
 COLOUR_MAP = "inferno"  # perceptually uniform and safe for colour-blind readers
 LIMITS = (

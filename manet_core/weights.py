@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .registry import create_classifier, create_segmenter
+from .networks.registry import create_classifier, create_segmenter
 
 MANIFEST = "manifest.json"
 

@@ -7,7 +7,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from manet_core import create_classifier, list_models
-from manet_core.gradcam import grad_cam, scale_maps
+from manet_core.explain.gradcam import grad_cam, scale_maps
 from train.benchmark import BindMask
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from manet_core import create_classifier, create_segmenter, list_models
-from manet_core.registry import split_name
+from manet_core.networks.registry import split_name
 from train.complexity import count_parameters, table_3
 
 # parameters (M), FLOPs (M) at 512×512, MA map elements: the paper's Table 3
@@ -382,7 +382,7 @@ def test_one_channel_weights_see_grey_as_the_three_channels_did():
 
 
 def test_cbam_is_woos():
-    from manet_core.attention import CBAM
+    from manet_core.networks.attention import CBAM
 
     torch.manual_seed(0)
     cbam = CBAM(32)

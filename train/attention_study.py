@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from manet_core.gradcam import grad_cam, scale_maps
+from manet_core.explain.gradcam import grad_cam, scale_maps
 
 from .data import LungPictures
 

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from manet_core import CLASSES, Pipeline, create_classifier, list_models
+from manet_core.networks.registry import split_name
 from manet_core.phantom import phantom
-from manet_core.registry import split_name
 
 from . import classify
 from .data import augmentation

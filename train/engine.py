@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from manet_core.attention import CBAM
+from manet_core.networks.attention import CBAM
 
 
 def parser(description: str, **defaults) -> argparse.ArgumentParser:

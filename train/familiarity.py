@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from manet_core import load_xray
 from manet_core.familiarity import Familiarity
+from manet_core.files.quality import picture_warnings
 from manet_core.lungs import Lungs, mask_warnings, predict_lungs
 from manet_core.preprocess import resize
-from manet_core.quality import picture_warnings
 from manet_core.weights import MANIFEST, load_network, read_manifest, sha256
 
 from .data import Pictures

@@ -9,8 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from manet_core import CLASSES
-from manet_core.gradcam import grad_cam, scale_maps
-from manet_core.registry import split_name
+from manet_core.explain.gradcam import grad_cam, scale_maps
+from manet_core.networks.registry import split_name
 from manet_core.report import COLOUR_MAP
 
 from .classify import lung_pictures

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from manet_core.efficientnet_lite import STAGES
+from manet_core.networks.efficientnet_lite import STAGES
 
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}

@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.metrics import classification_report, confusion_matrix
 
 from manet_core import CLASSES, list_models
-from manet_core.registry import split_name
+from manet_core.networks.registry import split_name
 
 from .evaluate import bootstrap_weights, interval, percent, read_masks
 

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from manet_core import CLASSES, WeightsError, list_models
-from manet_core.registry import human_name
+from manet_core.networks.registry import human_name
 from manet_core.weights import fingerprint, read_manifest
 
 _SHORT = {"Normal": "Normal", "COVID-19": "COVID-19", "Tuberculosis": "TB", "Bacterial pneumonia": "Bacterial",

@@ -19,9 +19,9 @@ from scipy.ndimage import binary_erosion
 
 from manet_core import CLASSES, Analysis, Reading
 from manet_core.lungs import sides
+from manet_core.networks.registry import ATTENTIONS, human_name, split_name
 from manet_core.pipeline import DISCLAIMER
 from manet_core.preprocess import resize
-from manet_core.registry import ATTENTIONS, human_name, split_name
 from manet_core.report import COLOUR_MAP
 
 PREDICTED = "predicted"  # explain what each network predicts, instead of one class

@@ -16,8 +16,8 @@ from PIL import Image
 
 from manet_core import CLASSES, Analysis, Reading, XRay, create_classifier
 from manet_core.lungs import Lungs
+from manet_core.networks.registry import human_name, split_name
 from manet_core.preprocess import network_input, resize
-from manet_core.registry import human_name, split_name
 
 from .networks import Networks
 from .render import alert, data_url, heat_picture

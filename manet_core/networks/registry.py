@@ -4,7 +4,7 @@ from importlib import import_module
 
 from torch import nn
 
-CLASSES = ("Normal", "COVID-19", "Tuberculosis", "Bacterial pneumonia", "Viral pneumonia")
+from ..tasks import CLASSES
 
 _BACKBONES = {  # name: (module and function in it that build it, how people write it)
     "efficientnet_lite0": ("efficientnet_lite", "EfficientNet-Lite0"),

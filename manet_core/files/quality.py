@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .preprocess import resize
+from ..preprocess import resize
 
 
 def picture_warnings(pixels: np.ndarray) -> list[str]:

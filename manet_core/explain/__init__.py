@@ -1,0 +1,1 @@
+"""Heatmaps: which pixels spoke for a class."""

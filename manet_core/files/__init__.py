@@ -1,0 +1,1 @@
+"""Reading files: every format, every refusal."""

@@ -1,0 +1,1 @@
+"""The networks, one file a family, and the registry of their names."""
