@@ -66,3 +66,29 @@ def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random
     elif sees != "lungs":
         raise ValueError(f"There is no input {sees!r}; choose one of: {', '.join(SEES)}.")
     return segmented_lungs(image, mask)
+
+
+def lung_box(mask: np.ndarray, margin: float) -> tuple[float, float, float, float]:
+    """The box around all lung of a mask (H, W) bool, enlarged on each side by `margin` of its height or width.
+
+    Returns:
+        (top, left, bottom, right) as shares of height and width, on whole pixels and within the picture;
+        (0, 0, 1, 1) where the mask is empty.
+    """
+    if not mask.any():
+        return 0.0, 0.0, 1.0, 1.0
+    bounds = []
+    for axis in (1, 0):
+        used = np.flatnonzero(mask.any(axis))
+        first, last, length = used[0], used[-1] + 1, mask.shape[1 - axis]
+        rim = margin * (last - first)
+        bounds.append((max(0, np.floor(first - rim)) / length, min(length, np.ceil(last + rim)) / length))
+    (top, bottom), (left, right) = bounds
+    return float(top), float(left), float(bottom), float(right)
+
+
+def crop(picture: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """What lies in a `lung_box` of a picture (H, W), resized to (size, size) float32, as `resize` does."""
+    height, width = picture.shape
+    top, left, bottom, right = np.rint(np.multiply(box, (height, width, height, width))).astype(int)
+    return resize(picture[top:bottom, left:right], size)
