@@ -2,6 +2,11 @@
 
 The paper's recipe, on a GPU:
     python -m train.classify --data DATA --model resnet34_ma --out runs/resnet34_ma
+Several hospitals a class, from weights that know the findings of chest X-rays:
+    python -m train.classify --data DATA --recipe broad --task nih14 --imagenet --model efficientnet_lite0 \\
+        --select auroc --out runs/nih14
+    python -m train.classify --data DATA --recipe broad --init runs/nih14/best.safetensors \\
+        --model efficientnet_lite0_ma --out runs/efficientnet_lite0_ma
 What was done for the shipped weights: see weights/MODEL_CARD.md.
 """
 
@@ -9,109 +14,174 @@ import argparse
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from manet_core import CLASSES, create_classifier, list_models
-from manet_core.preprocess import SEES
+from manet_core import create_classifier, list_models
+from manet_core.tasks import Task, get_task, list_tasks
 
-from . import imagenet
+from . import augment, imagenet
 from .complexity import last_map
-from .data import AUGMENTATIONS, LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, split_by_image
-from .engine import fit, parser, start_from
+from .data import LungPictures, RawPictures, augmentation, draw_weights, lung_pictures
+from .engine import autocast, device_of, fit, start_from
+from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 
 FADED = 1e-3  # a last map of mask attention below which a network hardly learns: see complexity.last_map
 
 
+def class_loss(logits: Tensor, target: Tensor, task: Task, smoothing: float = 0.0) -> Tensor:
+    """Mean loss of a batch.
+
+    Exclusive: −log of the probability that the label leaves, p(a) + p(b) where it says "a or b"; with cross entropy
+    towards all classes alike for the share `smoothing`. Otherwise binary cross entropy of the labels that are known.
+
+    Args:
+        logits: (B, K).
+        target: (B, K), see `Task.target`.
+    """
+    logits = logits.float()
+    if not task.exclusive:
+        known = ~target.isnan()
+        return F.binary_cross_entropy_with_logits(logits[known], target[known])
+    logs = logits.log_softmax(1)
+    allowed = torch.logsumexp(logs.masked_fill(target == 0, -torch.inf), 1)
+    return -((1 - smoothing) * allowed + smoothing * logs.mean(1)).mean()
+
+
+def probabilities(logits: Tensor, task: Task) -> Tensor:
+    """(B, K) of logits (B, K): softmax of exclusive classes, sigmoid of others."""
+    return logits.softmax(1) if task.exclusive else logits.sigmoid()
+
+
 @torch.inference_mode()
-def predict(net: nn.Module, dataset: LungPictures, device: torch.device, precision: str = "no") -> np.ndarray:
+def predict(
+    net: nn.Module, dataset: LungPictures, device: torch.device, bf16: bool = False, asked: Task | None = None
+) -> np.ndarray:
     """Probabilities (N, K) float32 of a classification data set, in its order."""
     out = []
     for image, mask, _ in DataLoader(dataset, 64):
         image, mask = image.to(device, memory_format=torch.channels_last), mask.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = net(image, mask)
-        out.append(logits.float().softmax(1).cpu().numpy())
+        out.append(probabilities(logits.float(), asked or get_task("manet")).cpu().numpy())
     return np.concatenate(out)
 
 
-def options(description: str) -> argparse.ArgumentParser:
-    """The options of a classifier's training; `train.paper` has them too."""
-    p = parser(description, epochs=200, optimizer="sgd", lr=0.01, weight_decay=0.0, schedule="cosine")
-    p.add_argument("--weights", default="weights", help="folder with the segmenter's weights")
-    p.add_argument("--sees", choices=SEES, default="lungs", help="what is shown; all but the lungs are controls")
-    p.add_argument(
-        "--augment",
-        choices=AUGMENTATIONS,
-        default="paper",
-        help="robust: also tone, resolution, JPEG, noise; style: also other sources' looks; masks: other masks",
+def group_sensitivity(right: np.ndarray, groups: np.ndarray) -> float:
+    """Mean over groups (N,) of the share of `right` (N,) in each."""
+    return float(np.mean([right[groups == group].mean() for group in np.unique(groups)]))
+
+
+def figures(predicted: np.ndarray, targets: np.ndarray, labels: np.ndarray, groups: np.ndarray, task: Task) -> dict:
+    """Validation figures of probabilities (N, K).
+
+    Args:
+        predicted: (N, K).
+        targets: (N, K), see `Task.target`.
+        labels: (N,) class numbers; −1 where the label is partial.
+        groups: (N,) label and source of each.
+
+    Returns:
+        Exclusive: val_loss, accuracy and macro_f1 of the full labels, and group_sensitivity, in which any class that
+        a partial label allows is right. Otherwise: val_loss and auroc, the mean over findings.
+    """
+    if not task.exclusive:
+        p = np.clip(predicted, 1e-7, 1 - 1e-7)
+        loss = -np.nanmean(targets * np.log(p) + (1 - targets) * np.log(1 - p))
+        both = [k for k in range(len(task.classes)) if 0 < targets[:, k].mean() < 1]
+        aurocs = [roc_auc_score(targets[:, k], predicted[:, k]) for k in both]
+        return {"val_loss": float(loss), "auroc": float(np.mean(aurocs)) if aurocs else 0.5}
+    answer, full = predicted.argmax(1), labels >= 0
+    allowed = np.maximum((predicted * targets).sum(1), 1e-12)
+    return {
+        "val_loss": float(-np.log(allowed).mean()),
+        "accuracy": accuracy_score(labels[full], answer[full]),
+        "macro_f1": f1_score(
+            labels[full], answer[full], average="macro", labels=range(len(task.classes)), zero_division=0
+        ),
+        "group_sensitivity": group_sensitivity(targets[np.arange(len(answer)), answer] > 0, groups),
+    }
+
+
+def raw_pictures(dataset: LungPictures, device: torch.device) -> RawPictures:
+    """The X-rays of a data set for `train.augment`, kept on `device`."""
+    images, masks = (
+        np.stack([array[row] for row in dataset.rows]) for array in (dataset.pictures.images, dataset.lungs)
     )
-    p.add_argument(
-        "--balance", type=float, default=0.0, help="0: each picture once; 1: each class of each source equally often"
-    )
-    p.add_argument("--imagenet", action="store_true", help="start from ImageNet weights (efficientnet_lite0 only)")
-    return p
+    boxes = np.array([dataset.view.box(mask) for mask in masks], np.float32)
+    return RawPictures(images, masks[:, None], boxes, dataset.targets, device)
 
 
-def lung_pictures(args: argparse.Namespace, split: str, augment=None) -> LungPictures:
-    """The classification data set of one split ("train", "val", "test") at `args.size`."""
-    pictures = Pictures(args.data, args.size, args.cache)
-    if args.split == "image":
-        pictures.index = split_by_image(pictures.index)
-    rows = pictures.rows(split, labelled=True)
-    lungs = predicted_lungs(pictures, args.weights, rows)
-    return LungPictures("classify", pictures, rows, lungs, augment, args.seed, args.sees)
-
-
-def train(args: argparse.Namespace) -> dict:
-    """Train `args.model` as `args` say; what `fit` returns and leaves in `args.out`."""
-    torch.manual_seed(args.seed)
-    net = create_classifier(args.model)
-    left = last_map(net, args.size)
+def train(recipe: Recipe, run: Run) -> dict:
+    """Train `recipe.model`; what `fit` returns and leaves in `run.out`."""
+    torch.manual_seed(recipe.seed)
+    task, device = get_task(recipe.task), device_of(run)
+    net = create_classifier(recipe.model, num_classes=len(task.classes))
+    left = last_map(net, recipe.size)
     if left is not None and left < FADED:
         print(
-            f"Attention: at {args.size} pixels at most {left:.0e} of the mask is left in the last map of {args.model}, "
-            "which silences its features; expect little of it. Use a larger --size."
+            f"Attention: at {recipe.size} pixels at most {left:.0e} of the mask is left in the last map of "
+            f"{recipe.model}, which silences its features; expect little of it. Use a larger --size."
         )
-    if args.imagenet:
-        if not args.model.startswith("efficientnet_lite0"):
+    if recipe.imagenet:
+        if not recipe.model.startswith("efficientnet_lite0"):
             raise SystemExit("--imagenet is there for efficientnet_lite0 only.")
         weights = imagenet.efficientnet_lite0()
         start_from(net, {name: w for name, w in weights.items() if not name.startswith("classifier.")})
-    train_set = lung_pictures(args, "train", augmentation(30, True, args.augment))
-    val_set = lung_pictures(args, "val")
+    splits = ("train", "pretrain") if task.name == "nih14" else ("train",)
+    on_device = recipe.augment == "broad"
+    steps = None if on_device else augmentation(30, True, recipe.augment)
+    train_set: Dataset = lung_pictures(recipe, run, *splits, task=task, augment=steps)
+    val_set = lung_pictures(recipe, run, "val", task=task)
     shown = train_set.pictures.index.iloc[train_set.rows]
+    index = val_set.pictures.index.iloc[val_set.rows]
+    groups = (index.label + " of " + index.source).to_numpy()
+    draw = draw_weights(shown.label, shown.source, recipe.balance, recipe.balance_classes) if task.exclusive else None
+    if on_device:
+        train_set = raw_pictures(train_set, device)
+    generator = torch.Generator(device)
+    drawn_for = -1  # the epoch that the generator was seeded for
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
-        image, mask, label = batch
-        return F.cross_entropy(net(image.to(memory_format=torch.channels_last), mask).float(), label)
+        nonlocal drawn_for
+        if on_device:
+            if drawn_for != train_set.epoch:
+                drawn_for = train_set.epoch
+                generator.manual_seed(recipe.seed * 100_003 + drawn_for)
+            images, masks, boxes, target = batch
+            with torch.autocast(device.type, enabled=False):
+                images, masks = augment.broad(images.float() / 255, masks.float(), boxes, recipe.size, generator)
+                images = augment.shown(images, masks, recipe.sees)
+        else:
+            images, masks, target = batch
+        return class_loss(
+            net(images.to(memory_format=torch.channels_last), masks), target, task, recipe.label_smoothing
+        )
 
     def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
-        probabilities = predict(net, val_set, device, args.precision)
-        predicted = probabilities.argmax(1)
-        true = np.maximum(probabilities[np.arange(len(predicted)), val_set.labels], 1e-12)
-        return {
-            "val_loss": float(-np.log(true).mean()),
-            "accuracy": accuracy_score(val_set.labels, predicted),
-            "macro_f1": f1_score(
-                val_set.labels, predicted, average="macro", labels=range(len(CLASSES)), zero_division=0
-            ),
-        }
+        predicted = predict(net, val_set, device, autocast(recipe, device), task)
+        return figures(predicted, val_set.targets, val_set.labels, groups, task)
 
-    draw = draw_weights(shown.label + " of " + shown.source, args.balance)
-    return fit(args, net, train_set, loss, validate, score="accuracy", draw=draw)
+    return fit(recipe, run, net, train_set, loss, validate, draw)
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """The options of a classifier's training."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(p)
+    add_options(p, "classify")
+    return p
 
 
 def main() -> None:
     """Train one classifier from the command line."""
-    p = options(__doc__)
-    p.add_argument("--model", required=True, choices=list_models())
-    p.add_argument(
-        "--split", choices=["patient", "image"], default="patient", help="what is kept apart; see train.paper"
-    )
-    train(p.parse_args())
+    args = options(__doc__).parse_args()
+    for name, known in (("model", list_models()), ("task", list_tasks())):
+        if getattr(args, name) not in (None, *known):
+            raise SystemExit(f"There is no {name} {getattr(args, name)!r}; choose one of: {', '.join(known)}.")
+    train(recipe_from(args, "classify"), run_from(args))
 
 
 if __name__ == "__main__":

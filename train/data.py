@@ -1,13 +1,15 @@
 """X-rays on disk to arrays in memory: the index, the decoded cache, the augmentation.
 
 Every verb takes `--data ROOT`, a folder with an `index.csv` (columns image,
-mask, label, source, patient, split; paths relative to it or absolute; see
-`train.prepare`). Pictures are decoded once, by the same `load_xray` and
-`resize` that the pipeline uses, into a memory-mapped array.
+mask, label, source, patient, split, and for findings `findings`; paths relative
+to it or absolute; see `train.prepare`). Pictures are decoded once, by the same
+`load_xray` and `resize` that the pipeline uses, into a memory-mapped array.
 """
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # albumentations asks a package index for updates at import
@@ -25,8 +27,11 @@ from tqdm import tqdm
 
 from manet_core import CLASSES, load_xray
 from manet_core.lungs import predict_lungs
-from manet_core.preprocess import network_input, resize, to_unit_range
+from manet_core.preprocess import crop, lung_box, network_input, resize, to_unit_range
+from manet_core.tasks import MANET, Task
 from manet_core.weights import load_network, read_manifest
+
+from .recipe import Recipe, Run
 
 COLUMNS = ["image", "mask", "label", "source", "patient", "split"]
 
@@ -80,51 +85,89 @@ class Pictures:
     def __init__(self, data: str | Path, size: int, cache: str | Path = "runs/cache"):
         self.data = Path(data).resolve()  # one cache, however the folder is spelled
         self.index, self.size = read_index(self.data), size
-        paths = "\n".join(self.index.image + "|" + self.index["mask"])
-        stem = f"{hashlib.sha256(paths.encode()).hexdigest()[:12]}-{size}"
         self.folder = Path(cache)
         self.folder.mkdir(parents=True, exist_ok=True)
-        images, masks = self.folder / f"{stem}-images.npy", self.folder / f"{stem}-masks.npy"
-        with FileLock(f"{images}.lock"):  # of several trainings that start together, one decodes
-            if not (images.exists() and masks.exists()):
-                self._decode(images, masks)
-        self.stem = stem
-        self.images, self.masks = np.load(images, mmap_mode="r"), np.load(masks, mmap_mode="r")
+        self.stem = f"{self._fingerprint()}-{size}"
+        paths = [self.folder / f"{self.stem}-{kind}.npy" for kind in ("images", "masks")]
+        with FileLock(f"{paths[0]}.lock"):  # of several trainings that start together, one decodes
+            if not all(path.exists() for path in paths):
+                self._decode(*paths)
+        self.images, self.masks = (np.load(path, mmap_mode="r") for path in paths)
+
+    def _fingerprint(self) -> str:
+        """Of the names, sizes and times of all files: a picture that has changed is decoded again."""
+        found = hashlib.sha256()
+        for name in (*self.index.image, *self.index["mask"]):
+            state = os.stat(name) if name and os.path.exists(name) else None
+            found.update(f"{name}|{state and (state.st_size, state.st_mtime_ns)}\n".encode())
+        return found.hexdigest()[:12]
 
     def _decode(self, images: Path, masks: Path) -> None:
+        def read(row: tuple[str, str]) -> tuple[np.ndarray, np.ndarray | None]:
+            image, mask = row
+            pixels = np.rint(resize(load_xray(image).pixels, self.size) * 255)
+            if not mask:
+                return pixels, None
+            return pixels, resize(np.asarray(Image.open(mask).convert("1"), np.float32), self.size) > 0.5
+
         shape = (len(self.index), self.size, self.size)
         parts = [path.with_suffix(".part") for path in (images, masks)]
         pixels = np.lib.format.open_memmap(parts[0], "w+", np.uint8, shape)
         lungs = np.lib.format.open_memmap(parts[1], "w+", bool, shape)
-        rows = zip(self.index.image, self.index["mask"])
-        for i, (image, mask) in enumerate(tqdm(rows, "decoding", len(self.index), unit="picture")):
-            pixels[i] = np.rint(resize(load_xray(image).pixels, self.size) * 255)
-            if mask:
-                lungs[i] = resize(np.asarray(Image.open(mask).convert("1"), np.float32), self.size) > 0.5
+        rows = list(zip(self.index.image, self.index["mask"]))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in tqdm(range(0, len(rows), 256), "decoding", unit="batch of 256", disable=len(rows) < 256):
+                for i, (image, mask) in enumerate(pool.map(read, rows[start : start + 256]), start):
+                    pixels[i] = image
+                    if mask is not None:
+                        lungs[i] = mask
         pixels.flush(), lungs.flush()
+        del pixels, lungs  # Windows renames no file that is mapped
         for part, path in zip(parts, (images, masks)):
             part.rename(path)  # only a finished cache gets its name, whatever interrupts this
+
+    def __getstate__(self) -> dict:
+        """For loader processes: the arrays are opened again by their paths, not copied."""
+        return vars(self) | {"images": self.images.filename, "masks": self.masks.filename}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self.images, self.masks = (np.load(state[name], mmap_mode="r") for name in ("images", "masks"))
 
     def resized(self, size: int) -> "Pictures":
         """The same pictures at another size."""
         return Pictures(self.data, size, self.folder)
 
-    def rows(self, *splits: str, with_mask: bool = False, labelled: bool = False) -> np.ndarray:
-        """Positions of the rows in `splits`, optionally only those with a mask or with one of the five classes."""
+    def rows(self, *splits: str, with_mask: bool = False, labelled: bool = False, task: Task | None = None):
+        """Positions (n,) of the rows in `splits`.
+
+        Args:
+            with_mask: only those with a mask.
+            labelled: only those with one of the five classes.
+            task: only those whose label this task can learn from, partial labels included.
+        """
         keep = self.index.split.isin(splits)
         if with_mask:
             keep &= self.index["mask"] != ""
         if labelled:
             keep &= self.index.label.isin(CLASSES)
+        if task is not None:
+            keep &= _column(self.index, task).map(task.knows)
         return np.flatnonzero(keep)
 
-    def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Class numbers (len(rows),) int64, in the order of `CLASSES`; −1 for any other label."""
-        number = {label: k for k, label in enumerate(CLASSES)}
+    def labels(self, rows: np.ndarray, task: Task = MANET) -> np.ndarray:
+        """Class numbers (len(rows),) int64, in the order of the task's classes; −1 for any other label."""
+        number = {label: k for k, label in enumerate(task.classes)}
         return np.array([number.get(label, -1) for label in self.index.label.iloc[rows]], np.int64)
 
+    def targets(self, rows: np.ndarray, task: Task = MANET) -> np.ndarray:
+        """What the label of each row says of each class, (len(rows), K) float32; see `Task.target`."""
+        return np.stack([task.target(label) for label in _column(self.index, task).iloc[rows]])
 
-AUGMENTATIONS = ("paper", "robust", "style", "masks")
+
+def _column(index: pd.DataFrame, task: Task) -> pd.Series:
+    """The column that holds a task's labels; empty cells where the index has no such column."""
+    return index[task.column] if task.column in index else pd.Series("", index.index)
 
 
 def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Compose:
@@ -138,7 +181,7 @@ def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Com
     move = dict(border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=0.5)
     steps = [
         A.Affine(translate_percent=(-0.0625, 0.0625), **move),
-        A.Affine(scale=(0.8, 1.2), **move),
+        A.Affine(scale=(0.8, 1.2), keep_ratio=True, **move),
         A.Affine(rotate=(-rotation, rotation), **move),
     ]
     if intensity:
@@ -192,9 +235,53 @@ class OtherMask(A.DualTransform):
         return mask
 
 
-def draw_weights(groups: pd.Series, balance: float) -> torch.Tensor | None:
-    """How often to draw each row (N,) so that `balance` 1 draws each group equally often; None for 0, each row once."""
-    return torch.tensor(groups.map(groups.value_counts().astype(float) ** -balance).tolist()) if balance else None
+def draw_weights(
+    labels: pd.Series, sources: pd.Series, balance: float, balance_classes: bool = False
+) -> torch.Tensor | None:
+    """How often to draw each row (N,); None where each is drawn once.
+
+    With `balance` 1 each source of a class is drawn equally often; with 0, each of its rows. `balance_classes` then
+    gives all labels the same weight.
+    """
+    if not (balance or balance_classes):
+        return None
+    groups = labels + " of " + sources
+    weights = groups.map(groups.value_counts().astype(float) ** -balance)
+    if balance_classes:
+        weights /= weights.groupby(labels).transform("sum")
+    return torch.tensor(weights.tolist())
+
+
+@dataclass(frozen=True)
+class View:
+    """How an X-ray becomes a classifier's square input.
+
+    Attributes:
+        size: side of the input, pixels.
+        working: side to which the whole X-ray is brought first.
+        crop: rim around the lungs' box that is cut out of that; None: the whole X-ray is shown.
+    """
+
+    size: int
+    working: int
+    crop: float | None = None
+
+    @classmethod
+    def of(cls, settings: "dict | Recipe") -> "View":
+        """The view of a recipe, or of a manifest entry's `preprocessing`."""
+        known = settings if isinstance(settings, dict) else vars(settings)
+        return cls(known["size"], known.get("working") or known["size"], known.get("crop"))
+
+    def box(self, mask: np.ndarray) -> tuple[float, float, float, float]:
+        """What is shown of an X-ray with this mask (W, W), as shares of its sides."""
+        return (0.0, 0.0, 1.0, 1.0) if self.crop is None else lung_box(mask, self.crop)
+
+    def of_lungs(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Image and mask at `working`, float32 in [0, 1] and bool, to those at `size`."""
+        if self.crop is None:
+            return image, mask
+        box = self.box(mask)
+        return crop(image, box, self.size), crop(mask.astype(np.float32), box, self.size) > 0.5
 
 
 class LungPictures(Dataset):
@@ -206,10 +293,12 @@ class LungPictures(Dataset):
 
     Args:
         task: "segment" gives (image in [0, 1], mask), float32 (1, S, S);
-            "classify" gives (what the network sees in [−1, 1], mask, class number).
+            "classify" gives (what the network sees in [−1, 1], mask, target), the target being (K,) float32.
         lungs: (N, S, S) bool, the masks to use, by row of `pictures`.
         augment: None for validation and testing.
         sees: one of `manet_core.preprocess.SEES`; all but "lungs" are controls.
+        asked: the task whose labels are the targets.
+        view: how the input is cut out of the pictures; None: the pictures as they are.
     """
 
     def __init__(
@@ -221,10 +310,14 @@ class LungPictures(Dataset):
         augment: A.Compose | None = None,
         seed: int = 0,
         sees: str = "lungs",
+        asked: Task = MANET,
+        view: View | None = None,
     ):
         self.task, self.pictures, self.rows, self.lungs = task, pictures, rows, lungs
         self.augment, self.seed, self.epoch, self.sees = augment, seed, 0, sees
-        self.labels = pictures.labels(rows) if task == "classify" else None
+        self.view = view or View(pictures.size, pictures.size)
+        if task == "classify":
+            self.labels, self.targets = pictures.labels(rows, asked), pictures.targets(rows, asked)
         self.by_source = []  # rows of each source to lend their style from, if the augmentation asks for it
         if augment is not None and any("style" in step.targets_as_params for step in augment.transforms):
             sources = pictures.index.source.to_numpy()[rows]
@@ -232,6 +325,16 @@ class LungPictures(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getstate__(self) -> dict:
+        """For loader processes: a memory-mapped mask is opened again by its path, not copied."""
+        mapped = isinstance(self.lungs, np.memmap)
+        return vars(self) | ({"lungs": str(self.lungs.filename)} if mapped else {})
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        if isinstance(self.lungs, str):
+            self.lungs = np.load(self.lungs, mmap_mode="r")
 
     def __getitem__(self, item: int) -> tuple:
         row = self.rows[item]
@@ -251,15 +354,54 @@ class LungPictures(Dataset):
         if self.task == "segment":
             return torch.from_numpy(to_unit_range(image))[None], torch.from_numpy(mask.astype(np.float32))[None]
         rng = np.random.default_rng((self.seed, self.epoch, item))
+        image, mask = self.view.of_lungs(image, mask > 0)
         seen = network_input(image, mask, self.sees, rng)
-        return torch.from_numpy(seen)[None], torch.from_numpy(mask.astype(np.float32))[None], self.labels[item]
+        return torch.from_numpy(seen)[None], torch.from_numpy(mask.astype(np.float32))[None], self.targets[item]
+
+
+class RawPictures(Dataset):
+    """Pictures for an augmentation that works on whole batches (`train.augment`), kept where it works.
+
+    An item is (image (1, W, W) uint8, masks (C, W, W) bool, box (4,), target); a batch is taken in one step, so that
+    a GPU that holds the pictures waits for no loader.
+
+    Args:
+        images: (N, W, W) uint8.
+        masks: (N, C, W, W) bool.
+        boxes: (N, 4) float32.
+        targets: (N, K) float32.
+        device: where to keep them.
+    """
+
+    def __init__(self, images: np.ndarray, masks: np.ndarray, boxes: np.ndarray, targets: np.ndarray, device="cpu"):
+        self.epoch = 0
+        arrays = (images[:, None], masks, boxes, targets)
+        self.tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitems__(self, items: list[int]) -> list[torch.Tensor]:
+        chosen = torch.tensor(items, device=self.tensors[0].device)
+        return [tensor[chosen] for tensor in self.tensors]
+
+
+def lung_pictures(recipe: Recipe, run: Run, *splits: str, task: Task, augment: A.Compose | None = None) -> LungPictures:
+    """The classification data set of `splits`, as `recipe` has it shown."""
+    view = View.of(recipe)
+    pictures = Pictures(run.data, view.working, run.cache)
+    if recipe.split == "image":
+        pictures.index = split_by_image(pictures.index)
+    rows = pictures.rows(*splits, task=task)
+    lungs = predicted_lungs(pictures, run.weights, rows)
+    return LungPictures("classify", pictures, rows, lungs, augment, recipe.seed, recipe.sees, task, view)
 
 
 def predicted_lungs(pictures: Pictures, weights: str | Path, rows: np.ndarray) -> np.ndarray:
-    """Cleaned masks (N, S, S) bool of which those at `rows` are as the pipeline would predict them.
+    """Cleaned masks (N, S, S) bool of which those at `rows` are as the pipeline predicts them.
 
-    Each X-ray is segmented once, at the segmenter's own size, when it is first asked for. What was segmented is kept,
-    whatever interrupts, and the masks of every other size are made of it.
+    Each X-ray is segmented when it is first asked for, at the segmenter's own size; what was segmented is kept,
+    whatever interrupts.
     """
     entry = read_manifest(weights)["resunet"]
     size = entry["preprocessing"]["size"]
@@ -268,17 +410,13 @@ def predicted_lungs(pictures: Pictures, weights: str | Path, rows: np.ndarray) -
         lungs = _kept(path, pictures.images.shape)
         known = _kept(path.with_suffix(".known.npy"), lungs.shape[:1])  # which rows are there
         missing = rows[~known[rows]]
-        if len(missing) and pictures.size != size:
-            found = predicted_lungs(pictures.resized(size), weights, missing)
-            for row in missing:
-                lungs[row] = resize(found[row].astype(np.float32), pictures.size) > 0.5
-            known[missing] = True
-        elif len(missing):
+        if len(missing):
+            images = (pictures if pictures.size == size else pictures.resized(size)).images
             segmenter = load_network(weights, "resunet", "cuda" if torch.cuda.is_available() else "cpu")
-            for i in tqdm(range(0, len(missing), 8), "segmenting", unit="batch of 8"):
-                some = missing[i : i + 8]
-                found = predict_lungs(segmenter, pictures.images[some].astype(np.float32) / 255, size)
-                lungs[some] = [mask.cleaned for mask in found]
+            for start in tqdm(range(0, len(missing), 32), "segmenting", unit="batch of 32"):
+                some = missing[start : start + 32]
+                found = predict_lungs(segmenter, images[some].astype(np.float32) / 255, size)
+                lungs[some] = [mask.at(pictures.size) for mask in found]
                 known[some] = True
     return np.load(path, mmap_mode="r")
 
@@ -287,6 +425,6 @@ def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """The bool array of `shape` that a file keeps, to read and write; all False where the file is new."""
     if not path.exists():
         part = path.with_suffix(".part")
-        np.lib.format.open_memmap(part, "w+", bool, shape)
+        np.lib.format.open_memmap(part, "w+", bool, shape).flush()
         part.rename(path)
     return np.load(path, mmap_mode="r+")

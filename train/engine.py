@@ -5,13 +5,12 @@ the last checkpoint when it is started again; `accelerate launch` spreads it
 over several GPUs unchanged.
 """
 
-import argparse
 import csv
 import json
 import math
-import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,37 +18,13 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from manet_core.networks.attention import CBAM
 
-
-def parser(description: str, **defaults) -> argparse.ArgumentParser:
-    """The options that both trainings have; `defaults` are the paper's own values."""
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument(
-        "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA"
-    )
-    p.add_argument("--cache", default="runs/cache", help="folder for decoded pictures")
-    p.add_argument("--out", required=True, help="folder for weights, checkpoint and log; start again to resume")
-    p.add_argument("--size", type=int, default=224, help="side of the square input, in pixels")
-    p.add_argument("--epochs", type=int)
-    p.add_argument("--batch", type=int, default=64, help="pictures a step, shared by all GPUs")
-    p.add_argument("--optimizer", choices=["sgd", "adam", "adamw"])
-    p.add_argument("--lr", type=float, help="peak learning rate")
-    p.add_argument("--weight-decay", type=float)
-    p.add_argument("--schedule", choices=["constant", "cosine", "onecycle"])
-    p.add_argument("--init", help="weights to start from (.safetensors); layers of another name or shape are skipped")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: CUDA when present")
-    p.add_argument("--precision", choices=["bf16", "no"], default="bf16", help="autocast type; no: float32")
-    p.add_argument(
-        "--compile", action="store_true", help="torch.compile: a minute's wait, then a fifth to a third faster"
-    )
-    p.add_argument("--workers", type=int, default=0 if not torch.cuda.is_available() else 8, help="loader processes")
-    p.set_defaults(**defaults)
-    return p
+from .recipe import Recipe, Run
 
 
 class EpochSampler(Sampler):
@@ -102,112 +77,134 @@ def save_weights(net: nn.Module, path: Path) -> None:
     path.with_suffix(".part").replace(path)
 
 
+def autocast(recipe: Recipe, device: torch.device) -> bool:
+    """Whether `recipe` computes in bf16 on `device`: "auto" does where the hardware has it."""
+    if recipe.precision != "auto":
+        return recipe.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def fit(
-    args: argparse.Namespace,
+    recipe: Recipe,
+    run: Run,
     net: nn.Module,
     train_set: Dataset,
     loss: Callable[[nn.Module, tuple], Tensor],
     validate: Callable[[nn.Module, torch.device], dict[str, float]],
-    score: str,
     draw: Tensor | None = None,
 ) -> dict:
     """Train `net`; leave out/best.safetensors, out/log.csv and out/result.json behind.
 
     Args:
-        args: from `parser`.
+        recipe: what is learnt; `recipe.select` names the figure whose highest value chooses the epoch that is kept,
+            the first of equals.
+        run: where to write and what computes.
         net: moved to the device and to channels_last here.
         train_set: reads its attribute `epoch`.
         loss: (net, batch) -> scalar.
         validate: (net, device) -> figures, after every epoch, on the main process.
-        score: the figure whose highest value chooses the epoch that is kept.
         draw: weights (len(train_set),) with which pictures are drawn; None: each once an epoch.
 
     Returns:
         The content of result.json: the figures of the best epoch, its number, seconds.
 
     Raises:
-        SystemExit: `args.out` holds a training with other settings, the loss is no
+        SystemExit: `run.out` holds a training with other settings, the loss is no
             longer a number, or Ctrl-C was pressed.
     """
-    out = Path(args.out)
+    out = Path(run.out)
     out.mkdir(parents=True, exist_ok=True)
-    set_seed(args.seed)
+    set_seed(recipe.seed)
     accelerator = Accelerator(
-        mixed_precision=args.precision,
-        cpu=args.device == "cpu",
-        dataloader_config=DataLoaderConfiguration(split_batches=True),  # --batch is shared by all processes
+        mixed_precision="bf16" if autocast(recipe, device_of(run)) else "no",
+        cpu=run.device == "cpu",
+        dataloader_config=DataLoaderConfiguration(split_batches=True),  # a batch is shared by all processes
     )
-    if args.batch % accelerator.num_processes:
-        raise SystemExit(f"--batch {args.batch} cannot be shared by {accelerator.num_processes} processes: change it.")
-    settings = {k: v for k, v in vars(args).items() if k not in ("cache", "out", "workers", "device", "compile")}
+    device = accelerator.device
+    if recipe.batch % accelerator.num_processes:
+        raise SystemExit(
+            f"--batch {recipe.batch} cannot be shared by {accelerator.num_processes} processes: change it."
+        )
+    settings = asdict(recipe) | {"data": run.data}
     if accelerator.is_main_process:
         _check_settings(out / "settings.json", settings)
 
-    if args.precision == "bf16" or accelerator.device.type == "cuda":
+    if accelerator.mixed_precision == "bf16" or device.type == "cuda":
         # On a CPU in float32 the backward pass of narrow 1×1 convolutions corrupts memory in this layout (torch 2.15).
         net = net.to(memory_format=torch.channels_last)
-    if args.init:
-        untouched = start_from(net, load_file(args.init))
+    if recipe.init:
+        untouched = start_from(net, load_file(recipe.init))
         accelerator.print(
-            f"started from {args.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors"
+            f"started from {recipe.init}; as initialised: {len(untouched)} of {len(net.state_dict())} tensors"
         )
-    optimizer = _optimizer(args, net)
-    sampler = EpochSampler(len(train_set), args.seed, draw)
+    if device.type == "cuda" and accelerator.num_processes > 1:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # statistics of the whole batch, as with one GPU
+    optimizer = _optimizer(recipe, net)
+    sampler = EpochSampler(len(train_set), recipe.seed, draw)
+    batched = hasattr(train_set, "__getitems__")  # such a set gives whole batches, where it keeps them
     loader = DataLoader(
         train_set,
-        args.batch,
+        recipe.batch,
         sampler=sampler,
         drop_last=True,
-        num_workers=args.workers,
-        pin_memory=torch.cuda.is_available(),
+        num_workers=0 if batched else run.workers,
+        pin_memory=device.type == "cuda" and not batched,
+        collate_fn=list if batched else None,
     )
     if len(loader) == 0:
-        raise SystemExit(f"There are {len(train_set)} training pictures, fewer than --batch {args.batch}: lower it.")
+        raise SystemExit(f"There are {len(train_set)} training pictures, fewer than --batch {recipe.batch}: lower it.")
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
-    if args.compile:
+    if run.compile:
         model = torch.compile(model)  # `net` shares its weights, under the names that are saved
-    scheduler = _scheduler(args, optimizer, args.epochs * len(loader))
+    scheduler = _scheduler(recipe, optimizer, recipe.epochs * len(loader))
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
+    kept = average.module if average else net  # what is validated and saved
 
     checkpoint, history, first, seconds = out / "last.ckpt", [], 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         net.load_state_dict(state["net"])
+        if average:
+            average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available():
+        if device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
         first, history, seconds = state["epoch"], state["history"], state["seconds"]
         accelerator.print(f"resuming after epoch {first}")
 
     try:
-        for epoch in range(first, args.epochs):
+        for epoch in range(first, recipe.epochs):
             start = time.perf_counter()
             sampler.epoch = epoch
             train_set.epoch = epoch  # no `set_epoch`: accelerate would call it with a count that a resumption resets
             bar = tqdm(
-                loader, f"epoch {epoch + 1}/{args.epochs}", disable=not accelerator.is_main_process, mininterval=5
+                loader, f"epoch {epoch + 1}/{recipe.epochs}", disable=not accelerator.is_main_process, mininterval=5
             )
-            mean_loss = _train_epoch(accelerator, model, bar, loss, optimizer, scheduler)
+            mean_loss = _train_epoch(accelerator, model, bar, loss, optimizer, scheduler, average, net)
             seconds += time.perf_counter() - start
             if accelerator.is_main_process:
-                net.eval()
+                kept.eval()
                 row = {"epoch": epoch + 1, "lr": scheduler.get_last_lr()[0], "train_loss": mean_loss}
-                row |= validate(net, accelerator.device) | {"seconds": round(seconds, 1)}
+                row |= validate(kept, device) | {"seconds": round(seconds, 1)}
                 history.append(row)
                 accelerator.print({k: round(v, 4) for k, v in row.items()})
-                if row[score] == max(r[score] for r in history):
-                    save_weights(net, out / "best.safetensors")
+                if all(row[recipe.select] > r[recipe.select] for r in history[:-1]):
+                    save_weights(kept, out / "best.safetensors")
                 _write_log(out / "log.csv", history)
                 state = {
                     "net": net.state_dict(),
+                    "average": average.state_dict() if average else None,
                     "optimizer": optimizer.state_dict(),
                     "scheduler": scheduler.state_dict(),
                     "epoch": epoch + 1,
                     "history": history,
                     "seconds": seconds,
                     "rng": torch.get_rng_state(),
-                    "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+                    "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
                 }
                 torch.save(state, checkpoint.with_suffix(".part"))
                 checkpoint.with_suffix(".part").replace(checkpoint)
@@ -217,13 +214,18 @@ def fit(
 
     result = {}
     if accelerator.is_main_process:
-        best = max(history, key=lambda row: row[score])
-        result = {"validation": best, "settings": settings, "device": str(accelerator.device), "seconds": seconds}
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        best = max(history, key=lambda row: row[recipe.select])
+        result = {"validation": best, "settings": settings, "device": str(device), "seconds": seconds}
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def _train_epoch(accelerator: Accelerator, model: nn.Module, bar: tqdm, loss: Callable, optimizer, scheduler) -> float:
+def device_of(run: Run) -> torch.device:
+    """Where a run computes: CUDA when present, unless it asks for the CPU."""
+    return torch.device("cuda" if run.device == "auto" and torch.cuda.is_available() else "cpu")
+
+
+def _train_epoch(accelerator, model, bar, loss, optimizer, scheduler, average, net) -> float:
     """One pass over the loader behind `bar`; the mean loss of all processes."""
     model.train()
     total = torch.zeros((), device=accelerator.device)
@@ -234,6 +236,8 @@ def _train_epoch(accelerator: Accelerator, model: nn.Module, bar: tqdm, loss: Ca
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
+        if average:
+            average.update_parameters(net)
         total += value.detach()
         if step % 20 == 19:
             bar.set_postfix(loss=f"{total.item() / (step + 1):.4f}")
@@ -244,29 +248,29 @@ def _train_epoch(accelerator: Accelerator, model: nn.Module, bar: tqdm, loss: Ca
 
 
 def _check_settings(path: Path, settings: dict) -> None:
-    old = json.loads(path.read_text()) if path.exists() else settings
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
     if changed := sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k)):
         raise SystemExit(f"{path.parent} holds a training with another {', '.join(changed)}: choose another --out.")
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _optimizer(args: argparse.Namespace, net: nn.Module) -> torch.optim.Optimizer:
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
-    kind = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
-    return kind(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
+def _optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(net.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(net.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
-def _scheduler(args: argparse.Namespace, optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if args.schedule == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=max(steps, 2))
-    if args.schedule == "cosine":
+def _scheduler(recipe: Recipe, optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "onecycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=max(steps, 2))
+    if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def _write_log(path: Path, history: list[dict]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, history[0].keys())
         writer.writeheader()
         writer.writerows(history)

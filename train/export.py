@@ -6,77 +6,49 @@ python -m train.export --run runs/resnet34_ma
 import argparse
 import json
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from manet_core import CLASSES
-from manet_core.weights import MANIFEST, read_manifest, sha256
+from manet_core.tasks import get_task
+from manet_core.weights import MANIFEST, read_manifest, sha256, write_manifest
 
 from .data import read_index
-
-PAPER = {
-    "segment": dict(
-        size=512,
-        epochs=50,
-        batch=64,
-        optimizer="adam",
-        lr=2e-4,
-        weight_decay=1e-5,
-        schedule="constant",
-        init=None,
-        balance=0.0,
-    ),
-    "classify": dict(
-        size=512,
-        epochs=200,
-        batch=64,
-        optimizer="sgd",
-        lr=0.01,
-        schedule="cosine",
-        init=None,
-        imagenet=False,
-        augment="paper",
-        balance=0.0,
-    ),
-}
-
-
-def departures(task: str, settings: dict) -> dict[str, dict]:
-    """Where `settings` differ from the paper's recipe: {option: {"paper", "here"}}."""
-    return {
-        option: {"paper": paper, "here": settings.get(option, paper)}
-        for option, paper in PAPER[task].items()
-        if settings.get(option, paper) != paper
-    }
+from .recipe import Recipe
 
 
 def entry(run: Path, file: Path) -> dict:
     """The manifest entry of a finished run whose weights have been written to `file`."""
-    result = json.loads((run / "result.json").read_text())
-    settings = result["settings"]
-    task = "classify" if "model" in settings else "segment"
-    index = read_index(settings["data"])
-    rows = index[(index.split == "train") & (index.label.isin(CLASSES) if task == "classify" else index["mask"] != "")]
-    settings = {k: v for k, v in settings.items() if k not in ("data", "weights")}
-    if task == "segment":
-        network = {"name": "resunet", "width": settings["width"]}
-        preprocessing = {"size": settings["size"], "range": [0, 1], "input": "X-ray"}
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    recipe = Recipe.of(result["settings"])
+    index = read_index(result["settings"]["data"])
+    if recipe.verb == "segment":
+        rows = index[(index.split == "train") & (index["mask"] != "")]
+        network = {"name": "resunet", "width": recipe.width}
+        if recipe.conventions > 1:
+            network["conventions"] = recipe.conventions
+        classes, preprocessing = ["lung"], {"size": recipe.size, "range": [0, 1], "input": "X-ray"}
     else:
-        network = {"name": settings["model"]}
-        preprocessing = {"size": settings["size"], "range": [-1, 1], "input": "X-ray × cleaned lung mask"}
+        task = get_task(recipe.task)
+        known = index[task.column].map(task.knows)
+        rows = index[index.split.isin(["train", "pretrain"] if task.name == "nih14" else ["train"]) & known]
+        network, classes = {"name": recipe.model}, list(task.classes)
+        preprocessing = {"size": recipe.size, "range": [-1, 1], "input": "X-ray × cleaned lung mask"}
+        if recipe.crop is not None:
+            preprocessing |= {"working": recipe.working, "crop": recipe.crop}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
-        "task": task,
+        "task": recipe.task,
         "file": file.name,
         "sha256": sha256(file),
         "network": network,
-        "classes": list(CLASSES) if task == "classify" else ["lung"],
+        "classes": classes,
         "preprocessing": preprocessing | {"resize": "square, bilinear, antialiased"},
         "training": {
-            "settings": settings,
-            "departures_from_paper": departures(task, settings),
+            "settings": asdict(recipe),
+            "departures_from_paper": recipe.departures(),
             "pictures": {source: int(n) for source, n in rows.source.value_counts().sort_index().items()},
             "patients": int(rows.patient.nunique()),
             "device": result["device"],
@@ -92,27 +64,30 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", required=True, type=Path, help="the --out folder of a finished training")
     p.add_argument("--weights", default="weights", type=Path)
+    p.add_argument("--manifest", default=MANIFEST, help="name of the manifest in that folder: one a set of networks")
     args = p.parse_args()
     if not (args.run / "result.json").is_file():
         raise SystemExit(f"{args.run} holds no finished training: start its command again until it ends.")
     args.weights.mkdir(exist_ok=True)
 
-    settings = json.loads((args.run / "result.json").read_text())["settings"]
-    if settings.get("split") == "image":
+    recipe = Recipe.of(json.loads((args.run / "result.json").read_text(encoding="utf-8"))["settings"])
+    if recipe.split == "image":
         raise SystemExit(
             f"{args.run} was trained on a split by image, with test patients in it: it is not to be shipped."
         )
-    if settings.get("sees", "lungs") != "lungs":
+    if recipe.sees != "lungs":
         raise SystemExit(f"{args.run} is a control that does not see the lungs as the page shows them: do not ship it.")
-    name = settings.get("model", "resunet")
-    file = args.weights / f"{name}.safetensors"
+    name = "resunet" if recipe.verb == "segment" else recipe.model
+    stem = name if args.manifest == MANIFEST else f"{Path(args.manifest).stem}.{name}"
+    file = args.weights / f"{stem}.safetensors"
     # Running statistics stay float32: they are few, and a tiny variance would be lost in fp16.
     state = load_file(args.run / "best.safetensors")
     state = {k: v.half() if v.dtype == torch.float32 and "running_" not in k else v for k, v in state.items()}
     save_file(state, file)
-    models = read_manifest(args.weights) if (args.weights / MANIFEST).exists() else {}
+    manifest = args.weights / args.manifest
+    models = read_manifest(manifest) if manifest.exists() else {}
     models[name] = entry(args.run, file)
-    (args.weights / MANIFEST).write_text(json.dumps({"models": models}, indent=2) + "\n")
+    write_manifest(manifest, models)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, sha256 {models[name]['sha256'][:12]}…")
 
 

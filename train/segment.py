@@ -1,19 +1,27 @@
 """Train the lung segmenter (MANet, section 3.1).
 
 The paper's recipe, at 512 px on a GPU:
-    python -m train.segment --data DATA --out runs/resunet --size 512
-What a CPU can do in half an hour: see weights/MODEL_CARD.md.
+    python -m train.segment --data DATA --out runs/resunet
+At 256 px, robust, and with the conventions of the annotators told apart:
+    python -m train.segment --data DATA --recipe broad --out runs/resunet
+What was done for the shipped weights: see weights/MODEL_CARD.md.
 """
+
+import argparse
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from manet_core import create_segmenter
 
-from .data import LungPictures, Pictures, augmentation, draw_weights
-from .engine import fit, parser
+from . import augment
+from .data import LungPictures, Pictures, RawPictures, augmentation, draw_weights
+from .engine import autocast, device_of, fit
+from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
+
+WITHOUT_HEART = ("NLM manual", "shcxr-lung-mask")  # mask_origin of annotators who leave out the lung behind the heart
 
 
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -30,37 +38,74 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> np.ndar
     return np.where(either == 0, 1.0, both / np.maximum(either, 1))
 
 
-def main() -> None:
-    """Train the segmenter from the command line."""
-    p = parser(__doc__, epochs=50, optimizer="adam", lr=2e-4, weight_decay=1e-5, schedule="constant")
-    p.add_argument("--width", type=int, default=32, help="channels of the first level")
-    p.add_argument("--balance", type=float, default=0.0, help="0: each picture once; 1: each source equally often")
-    args = p.parse_args()
-    torch.manual_seed(args.seed)
+def convention(index, conventions: int) -> np.ndarray:
+    """Which output of the segmenter each row of an index belongs to, (N,) int64: 0 with the lung behind the heart."""
+    if conventions == 1 or "mask_origin" not in index:
+        return np.zeros(len(index), np.int64)
+    return index.mask_origin.isin(WITHOUT_HEART).to_numpy().astype(np.int64)
 
-    pictures = Pictures(args.data, args.size, args.cache)
+
+def train(recipe: Recipe, run: Run) -> dict:
+    """Train the segmenter; what `fit` returns and leaves in `run.out`."""
+    torch.manual_seed(recipe.seed)
+    pictures = Pictures(run.data, recipe.size, run.cache)
     train_rows, val_rows = (pictures.rows(split, with_mask=True) for split in ("train", "val"))
-    train_set = LungPictures("segment", pictures, train_rows, pictures.masks, augmentation(10, False), args.seed)
+    index = pictures.index
+    on_device, device = recipe.augment == "broad", device_of(run)
+    outputs = convention(index, recipe.conventions)
+    if on_device:
+        masks, whole = pictures.masks[train_rows][:, None], np.tile(np.float32([0, 0, 1, 1]), (len(train_rows), 1))
+        train_set: Dataset = RawPictures(pictures.images[train_rows], masks, whole, outputs[train_rows, None], device)
+    elif recipe.conventions > 1:
+        raise SystemExit("Conventions are told apart with --augment broad only.")
+    else:
+        train_set = LungPictures("segment", pictures, train_rows, pictures.masks, augmentation(10, False), recipe.seed)
     val_set = LungPictures("segment", pictures, val_rows, pictures.masks)
-    sources = pictures.index.source.to_numpy()[val_rows]
+    sources = index.source.to_numpy()[val_rows]
+    generator = torch.Generator(device)
+    drawn_for = -1  # the epoch that the generator was seeded for
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
-        image, mask = batch
-        return dice_loss(net(image.to(memory_format=torch.channels_last)), mask)
+        nonlocal drawn_for
+        if not on_device:
+            image, mask = batch
+            return dice_loss(net(image.to(memory_format=torch.channels_last)), mask)
+        if drawn_for != train_set.epoch:
+            drawn_for = train_set.epoch
+            generator.manual_seed(recipe.seed * 100_003 + drawn_for)
+        image, mask, boxes, output = batch
+        with torch.autocast(device.type, enabled=False):
+            image, mask = augment.broad(image.float() / 255, mask.float(), boxes, recipe.size, generator, False)
+            image = (augment.shown(image, mask, "whole") + 1) / 2
+        logits = net(image.to(memory_format=torch.channels_last), every_convention=True)
+        return dice_loss(logits.gather(1, output[:, :, None, None].expand(-1, 1, *logits.shape[-2:])), mask)
 
     @torch.inference_mode()
     def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
-        ious = []
+        ious, start = [], 0
         for image, mask in DataLoader(val_set, 64):
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-                logits = net(image.to(device, memory_format=torch.channels_last))
-            ious.append(intersection_over_union((logits[:, 0] > 0).cpu().numpy(), mask[:, 0].numpy() > 0))
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast(recipe, device)):
+                logits = net(image.to(device, memory_format=torch.channels_last), every_convention=True).float().cpu()
+            here = torch.from_numpy(outputs[val_rows[start : start + len(image)]])
+            start += len(image)
+            found = logits[torch.arange(len(image)), here].numpy() > 0
+            ious.append(intersection_over_union(found, mask[:, 0].numpy() > 0))
         ious = np.concatenate(ious)
         per_source = {f"iou_{source}": float(ious[sources == source].mean()) for source in np.unique(sources)}
         return {"iou": float(np.mean(list(per_source.values()))), **per_source}
 
-    draw = draw_weights(pictures.index.source.iloc[train_rows], args.balance)
-    fit(args, create_segmenter(width=args.width), train_set, loss, validate, score="iou", draw=draw)
+    draw = draw_weights(index.source.iloc[train_rows], index.source.iloc[train_rows], recipe.balance)
+    net = create_segmenter(width=recipe.width, conventions=recipe.conventions)
+    return fit(recipe, run, net, train_set, loss, validate, draw)
+
+
+def main() -> None:
+    """Train the segmenter from the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(p)
+    add_options(p, "segment")
+    args = p.parse_args()
+    train(recipe_from(args, "segment"), run_from(args))
 
 
 if __name__ == "__main__":
