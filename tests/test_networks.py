@@ -407,3 +407,22 @@ def test_resunet_is_shape_preserving_and_symmetric():
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.weight.eq(1).all() and module.bias.eq(0).all()
+
+
+def test_resunet_tells_conventions_apart():
+    torch.manual_seed(0)
+    net = create_segmenter(width=4, conventions=3).eval()
+    image = torch.rand(2, 1, 32, 48)
+    with torch.inference_mode():
+        masks, first = net.all_conventions(image), net(image)
+        assert masks.shape == (2, 3, 32, 48)
+        assert torch.equal(first, masks[:, :1])
+        assert torch.equal(first, net.forward_head(net.forward_features(image)))
+        assert not torch.allclose(masks[:, 0], masks[:, 1])
+        one = create_segmenter(width=4).eval()
+        weights = net.state_dict()
+        assert one.state_dict().keys() == weights.keys()
+        one.load_state_dict(weights | {f"head.{p}": weights[f"head.{p}"][:1] for p in ("weight", "bias")})
+        torch.testing.assert_close(one(image), first)
+    with pytest.raises(ValueError, match="at least one"):
+        create_segmenter(conventions=0)

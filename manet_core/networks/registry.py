@@ -67,14 +67,21 @@ def create_classifier(name: str, num_classes: int = len(CLASSES), in_channels: i
     return build(backbone, attention, num_classes, in_channels)
 
 
-def create_segmenter(name: str = "resunet", in_channels: int = 1, width: int = 32) -> nn.Module:
-    """A lung segmenter with random weights: net(image) -> mask logits, both (B, 1, H, W).
+def create_segmenter(name: str = "resunet", in_channels: int = 1, width: int = 32, conventions: int = 1) -> nn.Module:
+    """A lung segmenter with random weights: net(image) -> mask logits.
+
+    Args:
+        name: "resunet", the only one.
+        in_channels: channels of the image (B, in_channels, H, W) in [0, 1]; X-rays have one.
+        width: channels of the first level.
+        conventions: number of ways to draw a lung that are told apart. net(image) is (B, 1, H, W) whatever it is;
+            `net.all_conventions(image)` is (B, conventions, H, W).
 
     Raises:
-        ValueError: `name` is not "resunet".
+        ValueError: `name` is not "resunet", or `conventions` is less than one.
     """
     if name != "resunet":
         raise ValueError(f"There is no segmenter {name!r}; the only one is 'resunet'.")
     from .resunet import ResUNet
 
-    return ResUNet(in_channels, width)
+    return ResUNet(in_channels, width, conventions)
