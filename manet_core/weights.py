@@ -1,12 +1,15 @@
 """Shipped weights: safetensors files and the manifest that says what each of them is.
 
-`manifest.json` maps a model's name to its file, sha256, network, classes,
-preprocessing, training and figures; and to a second, small file if its last
-layer was refitted after training. Nothing is loaded whose hash differs.
+`manifest.json` maps a model's name to its task, file, sha256, network,
+preprocessing, training, figures and temperature; and to a second, small file if
+its last layer was refitted after training. Nothing is loaded whose hash differs.
+Wherever `weights` is asked for, it is a folder with `manifest.json`, or another
+manifest file, whose weights lie beside it.
 """
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -14,30 +17,46 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .networks.registry import create_classifier, create_segmenter
+from .tasks import Task, get_task
 
 MANIFEST = "manifest.json"
+SEGMENT = "segment"  # the task of a segmenter; all other entries name one of `tasks`
 
 
 class WeightsError(RuntimeError):
     """Weights that are missing or damaged; its text is one sentence that says which and what to do."""
 
 
-def read_manifest(folder: str | Path) -> dict[str, dict]:
-    """Entries of `folder`/manifest.json by model name.
+def manifest_path(weights: str | Path) -> Path:
+    """The manifest file that `weights`, a folder or a manifest file itself, stands for."""
+    path = Path(weights)
+    return path if path.suffix == ".json" else path / MANIFEST
+
+
+def read_manifest(weights: str | Path) -> dict[str, dict]:
+    """The manifest's entries by model name.
 
     Raises:
         WeightsError: there is no manifest, or it cannot be read.
     """
-    path = Path(folder) / MANIFEST
+    path = manifest_path(weights)
     try:
         return json.loads(path.read_text(encoding="utf-8"))["models"]
     except FileNotFoundError:
         raise WeightsError(
-            f"There are no weights in {folder}: {MANIFEST} is missing; "
+            f"There are no weights in {path.parent}: {path.name} is missing; "
             "clone the repository whole, or train them as the README says."
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise WeightsError(f"{path} is damaged; restore it from the repository.") from None
+
+
+def write_manifest(weights: str | Path, entries: dict[str, dict]) -> None:
+    """Replace the manifest whole: whoever reads it meanwhile, or after a crash, finds the old one or the new one."""
+    path = manifest_path(weights)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps({"models": entries}, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
 
 
 def sha256(path: Path) -> str:
@@ -51,13 +70,36 @@ def fingerprint(entry: dict) -> str:
     return "+".join(part["sha256"] for part in (entry, entry.get("last_layer")) if part)
 
 
-def verified(folder: str | Path, entry: dict) -> Path:
+def task_of(name: str, entry: dict) -> Task:
+    """What the classifier `name` of the manifest is asked.
+
+    Raises:
+        WeightsError: its entry names no task that is registered.
+    """
+    try:
+        return get_task(entry.get("task", ""))
+    except ValueError as error:
+        raise WeightsError(f"The manifest's entry of {name!r} cannot be used: {error}") from None
+
+
+def temperature_of(name: str, entry: dict) -> float:
+    """By what the classifier `name` of the manifest has its logits divided, so that probabilities mean what they say.
+
+    Raises:
+        WeightsError: it was never fitted.
+    """
+    if "temperature" not in entry:
+        raise WeightsError(f"{name!r} has no temperature in the manifest; run python -m train.evaluate, which fits it.")
+    return entry["temperature"]
+
+
+def verified(weights: str | Path, entry: dict) -> Path:
     """The path of the file that a manifest entry names, once its hash has been found right.
 
     Raises:
         WeightsError: the file is missing, or not the one that the manifest describes.
     """
-    path = Path(folder) / Path(entry["file"]).name
+    path = manifest_path(weights).parent / Path(entry["file"]).name
     if not path.is_file():
         raise WeightsError(f"{path} is missing; restore it from the repository, or train it as the README says.")
     if sha256(path) != entry["sha256"]:
@@ -67,39 +109,48 @@ def verified(folder: str | Path, entry: dict) -> Path:
     return path
 
 
-def load_network(folder: str | Path, name: str, device: str | torch.device = "cpu", refitted: bool = True) -> nn.Module:
-    """The network `name` of the manifest in `folder`, float32, in evaluation mode.
+def load_network(
+    weights: str | Path, name: str, device: str | torch.device = "cpu", refitted: bool = True
+) -> nn.Module:
+    """The network `name` of the manifest, float32, in evaluation mode.
 
     Args:
-        folder: with manifest.json.
+        weights: folder with manifest.json, or a manifest file.
         name: of a model in the manifest.
         device: where to put the network.
         refitted: with the last layer that `train.refit` made, where there is one; False: as it was trained.
 
     Raises:
-        WeightsError: it is not in the manifest, its file is missing, or the file
-            is not the one that the manifest describes.
+        WeightsError: it is not in the manifest, its file is missing or not the one that
+            the manifest describes, or its answers are not those of its task.
     """
-    entries = read_manifest(folder)
+    entries = read_manifest(weights)
     if name not in entries:
-        raise WeightsError(f"There are no weights for {name!r} in {folder}; there are: {', '.join(entries)}.")
+        raise WeightsError(f"There are no weights for {name!r} in {weights}; there are: {', '.join(entries)}.")
     entry = entries[name]
-    path = verified(folder, entry)
-    state = load_file(path)
-    if refitted and "last_layer" in entry:
-        state |= load_file(verified(folder, entry["last_layer"]))
     options = dict(entry["network"])
     kind = options.pop("name")
-    if entry["task"] == "segment":
+    if entry.get("task") == SEGMENT:
         net = create_segmenter(kind, **options)
     else:
-        net = create_classifier(kind, num_classes=len(entry["classes"]), **options)
+        task = task_of(name, entry)
+        if tuple(entry.get("classes", task.classes)) != task.classes:
+            raise WeightsError(
+                f"{name!r} answers {', '.join(entry['classes'])}, but its task {task.name!r} asks for "
+                f"{', '.join(task.classes)}; the manifest names the wrong task."
+            )
+        net = create_classifier(kind, num_classes=len(task.classes), **options)
+    path = verified(weights, entry)
+    state = load_file(path)
+    if refitted and "last_layer" in entry:
+        state |= load_file(verified(weights, entry["last_layer"]))
     try:
         net.load_state_dict(
             {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
         )
     except RuntimeError:
         raise WeightsError(
-            f"{path} does not fit the network {kind!r}; the weights and the program are of different versions."
+            f"{path} does not fit the network {kind!r} of the task {entry['task']!r}; "
+            "the manifest names the wrong ones, or weights and program are of different versions."
         ) from None
     return net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

@@ -414,7 +414,7 @@ def test_resunet_tells_conventions_apart():
     net = create_segmenter(width=4, conventions=3).eval()
     image = torch.rand(2, 1, 32, 48)
     with torch.inference_mode():
-        masks, first = net.all_conventions(image), net(image)
+        masks, first = net(image, every_convention=True), net(image)
         assert masks.shape == (2, 3, 32, 48)
         assert torch.equal(first, masks[:, :1])
         assert torch.equal(first, net.forward_head(net.forward_features(image)))

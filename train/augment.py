@@ -1,150 +1,75 @@
-"""The "broad" augmentation: a batch at a time, on the device that trains.
+"""Augmentations of one X-ray at a time, through albumentations: the paper's, and what was tried beside it."""
 
-No X-ray shall tell its hospital by its resolution, tone, grain, framing,
-markers or by whose annotators its mask follows. So all of these are drawn
-anew for every picture of a batch, in plain tensor operations: a GPU draws
-thousands a second, and no loader has to keep up with it.
-"""
+import os
 
-import math
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # albumentations asks a package index for updates at import
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import albumentations as A
+import cv2
+import numpy as np
+from skimage.morphology import convex_hull_object
 
 
-def broad(
-    images: Tensor, masks: Tensor, boxes: Tensor, size: int, generator: torch.Generator, other_masks: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Another look at each X-ray.
+def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Compose:
+    """Shift ±6.25 %, scale ±20 %, rotation ±`rotation`°, each with p = 0.5 (MANet, sections 3.1 and 3.2).
 
-    Args:
-        images: (B, 1, W, W) float in [0, 1].
-        masks: (B, C, W, W) float, 0 or 1; all channels move together.
-        boxes: (B, 4) float, (top, left, bottom, right) of what to show, as shares of the side (`lung_box`).
-        size: side of what is returned.
-        generator: on the same device; decides every draw.
-        other_masks: whether the rim of the masks is moved, as another annotator might have drawn it.
-
-    Returns:
-        (B, 1, size, size) float in [0, 1] and masks (B, C, size, size) float, 0 or 1.
+    With `intensity`, brightness and contrast ±20 % as well, on the image alone. The other kinds are not in the paper:
+    "robust" adds what another hospital's film may have gone through: another tone curve, a lower resolution, JPEG,
+    noise. "style" adds to that the tones and the coarse shading of another source's X-ray, which is given to the
+    Compose as `style`, and other proportions of the chest, so that neither tells the class. "masks" is `OtherMask`.
     """
-    draw = _Draw(len(images), images.device, generator)
-    grid = F.affine_grid(_placement(draw, boxes), (len(images), 1, size, size), align_corners=False)
-    image = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
-    mask = F.grid_sample(masks, grid, mode="bilinear", align_corners=False)
-    if other_masks:
-        mask = _other_rim(draw, mask)
-    image = _erased(draw, image)
-    image = _other_tone(draw, image)
-    image = _other_resolution(draw, image)
-    image = _noisy(draw, image)
-    return image.clamp(0, 1), (mask > 0.5).float()
+    move = dict(border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=0.5)
+    steps = [
+        A.Affine(translate_percent=(-0.0625, 0.0625), **move),
+        A.Affine(scale=(0.8, 1.2), keep_ratio=True, **move),
+        A.Affine(rotate=(-rotation, rotation), **move),
+    ]
+    if intensity:
+        steps.append(A.RandomBrightnessContrast(0.2, 0.2, p=0.5))
+    if kind in ("robust", "style"):
+        smooth = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+        steps += [
+            A.RandomGamma((50, 200), p=0.5),
+            A.RandomToneCurve(0.3, p=0.3),
+            A.CLAHE((1, 4), p=0.2),
+            A.Downscale((0.3, 0.9), interpolation_pair=smooth, p=0.4),
+            A.ImageCompression(quality_range=(20, 95), p=0.4),
+            A.GaussNoise((0.005, 0.08), p=0.4),
+        ]
+    if kind == "style":
+        proportions = {"x": (0.75, 1.3), "y": (0.75, 1.3)}
+        steps = [
+            A.HistogramMatching(blend_ratio=(0.3, 1.0), metadata_key="style", p=0.5),
+            A.FDA(beta_limit=(0, 0.05), metadata_key="style", p=0.3),
+            A.Affine(scale=proportions, shear=(-8, 8), **move),
+            *steps,
+        ]
+    if kind == "masks":
+        steps.insert(0, OtherMask(p=0.75))
+    return A.Compose(steps)
 
 
-class _Draw:
-    """Uniform numbers, one a picture, shaped (B, 1, 1, 1)."""
+class OtherMask(A.DualTransform):
+    """The mask as another annotator might have drawn it: each lung's convex hull, or a rim more or less, or both.
 
-    def __init__(self, batch: int, device: torch.device, generator: torch.Generator):
-        self.batch, self.device, self.generator = batch, device, generator
-
-    def __call__(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(self.batch, 1, 1, 1, device=self.device, generator=self.generator)
-
-    def often(self, p: float) -> Tensor:
-        """1 with probability p, else 0."""
-        return (self() < p).float()
-
-    def normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, device=self.device, generator=self.generator)
-
-
-def _placement(draw: _Draw, boxes: Tensor) -> Tensor:
-    """Affine matrices (B, 2, 3): the box, shifted ±8 %, scaled 0.8 to 1.25, stretched ±15 %, turned ±15°."""
-    top, left, bottom, right = (side[:, None, None, None] for side in boxes.unbind(1))
-    often = draw.often(0.9)
-    zoom = torch.exp(often * draw(math.log(0.8), math.log(1.25)))
-    stretch = torch.exp(often * draw(-0.15, 0.15))
-    angle = often * draw(-15, 15) * (math.pi / 180)
-    half_x, half_y = (right - left) * zoom * stretch, (bottom - top) * zoom / stretch
-    x = right + left - 1 + (right - left) * often * draw(-0.16, 0.16)
-    y = bottom + top - 1 + (bottom - top) * often * draw(-0.16, 0.16)
-    cos, sin = angle.cos(), angle.sin()
-    rows = [half_x * cos, -half_y * sin, x, half_x * sin, half_y * cos, y]
-    return torch.cat(rows, 1).view(-1, 2, 3)
-
-
-def _other_rim(draw: _Draw, mask: Tensor) -> Tensor:
-    """Masks with a rim of up to 3 % of the side more or less, half of them as they are."""
-    radius = max(1, round(0.03 * mask.shape[-1]))
-    few = max(1, radius // 2)
-    choice = draw()
-    for low, r in ((0.0, radius), (0.125, few)):
-        more = F.max_pool2d(mask, 2 * r + 1, 1, r)
-        less = -F.max_pool2d(-mask, 2 * r + 1, 1, r)
-        mask = torch.where((choice >= low) & (choice < low + 0.125), more, mask)
-        mask = torch.where((choice >= low + 0.25) & (choice < low + 0.375), less, mask)
-    return mask
-
-
-def _erased(draw: _Draw, image: Tensor) -> Tensor:
-    """A box of one shade, as labels and markers are, over three pictures of ten."""
-    side = image.shape[-1]
-    place = torch.arange(side, device=image.device) / side
-    x, y, w, h = draw(), draw(), draw(0.03, 0.25), draw(0.03, 0.15)
-    across = ((place.view(1, 1, 1, -1) - x).abs() < w / 2) & ((place.view(1, 1, -1, 1) - y).abs() < h / 2)
-    return torch.where(across & (draw() < 0.3), draw(), image)
-
-
-def _other_tone(draw: _Draw, image: Tensor) -> Tensor:
-    """Gamma 0.5 to 2, contrast and brightness ±30 %, a slope of light across the film, each often."""
-    image = image.clamp(1e-4, 1) ** torch.exp(draw.often(0.6) * draw(-0.7, 0.7))
-    mean = image.mean((1, 2, 3), keepdim=True)
-    image = mean + (image - mean) * (1 + draw.often(0.6) * draw(-0.3, 0.3)) + draw.often(0.6) * draw(-0.2, 0.2)
-    ramp = torch.linspace(-1, 1, image.shape[-1], device=image.device)
-    often = draw.often(0.3)
-    slope = often * draw(-0.15, 0.15) * ramp.view(1, 1, 1, -1) + often * draw(-0.15, 0.15) * ramp.view(1, 1, -1, 1)
-    return image + slope
-
-
-def _other_resolution(draw: _Draw, image: Tensor) -> Tensor:
-    """A quarter of the pictures through 64, a quarter through 96, a quarter through 144 pixels and back."""
-    size = image.shape[-1]
-    choice = draw()
-    for step, low in enumerate((64, 96, 144)):
-        coarse = F.interpolate(image, (low, low), mode="bilinear", antialias=True)
-        coarse = F.interpolate(coarse, (size, size), mode="bilinear")
-        here = (choice >= 0.2 * step) & (choice < 0.2 * (step + 1))
-        image = torch.where(here, coarse, image)
-    return image
-
-
-def _noisy(draw: _Draw, image: Tensor) -> Tensor:
-    """Noise of σ up to 0.1, in half of the pictures; in some of these in grains of two pixels."""
-    noise = draw.normal(image)
-    coarse = F.interpolate(noise[..., ::2, ::2], image.shape[-2:], mode="bilinear")
-    noise = torch.where(draw() < 0.3, coarse, noise)
-    return image + draw.often(0.5) * draw(0, 0.1) * noise
-
-
-def shown(images: Tensor, masks: Tensor, sees: str) -> Tensor:
-    """What the classifiers are shown, a batch at a time: as `manet_core.preprocess.network_input`.
-
-    Args:
-        images, masks: (B, 1, S, S) float in [0, 1]; masks 0 or 1.
-        sees: "lungs", or one of the controls "whole", "outside", "shape".
-
-    Returns:
-        (B, 1, S, S) float in [−1, 1].
-
-    Raises:
-        ValueError: a control that is not made on the device.
+    Annotators of one source leave out the lung behind the heart, those of another include it, and a segmenter follows
+    the one whose films a picture looks like: its mask then tells the source, and with it the class.
     """
-    if sees == "shape":
-        return 2 * masks - 1
-    views = {"lungs": lambda: images * masks, "whole": lambda: images, "outside": lambda: images * (1 - masks)}
-    if sees not in views:
-        raise ValueError(f"The broad augmentation cannot show {sees!r}; choose one of: {', '.join(views)}, shape.")
-    view = views[sees]()
-    low, high = view.amin((1, 2, 3), keepdim=True), view.amax((1, 2, 3), keepdim=True)
-    return 2 * (view - low) / (high - low).clamp(min=1e-6) - 1
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+        """Whether to fill the hollows, and how wide a rim to add (to take away, below 0), in 1/64 of the side."""
+        return {"hull": self.py_random.random() < 0.5, "rim": self.py_random.randint(-2, 2)}
+
+    def apply(self, img: np.ndarray, **params) -> np.ndarray:
+        """The image stays as it is."""
+        return img
+
+    def apply_to_mask(self, mask: np.ndarray, hull: bool, rim: int, **params) -> np.ndarray:
+        """(S, S) uint8, 0 and 1."""
+        if hull:
+            mask = convex_hull_object(mask > 0).astype(np.uint8)
+        if rim:
+            side = 2 * abs(rim) * len(mask) // 64 + 1
+            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+            mask = (cv2.dilate if rim > 0 else cv2.erode)(mask, disc)
+        return mask

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from manet_core import create_classifier, list_models
 from manet_core.tasks import Task, get_task, list_tasks
 
-from . import augment, imagenet
+from . import broad, imagenet
 from .complexity import last_map
-from .data import LungPictures, RawPictures, augmentation, draw_weights, lung_pictures
+from .data import LungPictures, RawPictures, draw_weights, lung_pictures
 from .engine import autocast, device_of, fit, start_from
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 
@@ -106,7 +106,7 @@ def figures(predicted: np.ndarray, targets: np.ndarray, labels: np.ndarray, grou
 
 
 def raw_pictures(dataset: LungPictures, device: torch.device) -> RawPictures:
-    """The X-rays of a data set for `train.augment`, kept on `device`."""
+    """The X-rays of a data set for `train.broad`, kept on `device`."""
     images, masks = (
         np.stack([array[row] for row in dataset.rows]) for array in (dataset.pictures.images, dataset.lungs)
     )
@@ -131,8 +131,11 @@ def train(recipe: Recipe, run: Run) -> dict:
         weights = imagenet.efficientnet_lite0()
         start_from(net, {name: w for name, w in weights.items() if not name.startswith("classifier.")})
     splits = ("train", "pretrain") if task.name == "nih14" else ("train",)
-    on_device = recipe.augment == "broad"
-    steps = None if on_device else augmentation(30, True, recipe.augment)
+    on_device, steps = recipe.augment == "broad", None
+    if not on_device:
+        from .augment import augmentation  # not before: the broad augmentation needs no albumentations
+
+        steps = augmentation(30, True, recipe.augment)
     train_set: Dataset = lung_pictures(recipe, run, *splits, task=task, augment=steps)
     val_set = lung_pictures(recipe, run, "val", task=task)
     shown = train_set.pictures.index.iloc[train_set.rows]
@@ -152,8 +155,8 @@ def train(recipe: Recipe, run: Run) -> dict:
                 generator.manual_seed(recipe.seed * 100_003 + drawn_for)
             images, masks, boxes, target = batch
             with torch.autocast(device.type, enabled=False):
-                images, masks = augment.broad(images.float() / 255, masks.float(), boxes, recipe.size, generator)
-                images = augment.shown(images, masks, recipe.sees)
+                images, masks = broad.broad(images.float() / 255, masks.float(), boxes, recipe.size, generator)
+                images = broad.shown(images, masks, recipe.sees)
         else:
             images, masks, target = batch
         return class_loss(

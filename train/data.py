@@ -1,4 +1,4 @@
-"""X-rays on disk to arrays in memory: the index, the decoded cache, the augmentation.
+"""X-rays on disk to arrays in memory: the index, the decoded cache, the masks, the data sets.
 
 Every verb takes `--data ROOT`, a folder with an `index.csv` (columns image,
 mask, label, source, patient, split, and for findings `findings`; paths relative
@@ -12,16 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # albumentations asks a package index for updates at import
-
-import albumentations as A
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
 from PIL import Image
-from skimage.morphology import convex_hull_object
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -170,71 +165,6 @@ def _column(index: pd.DataFrame, task: Task) -> pd.Series:
     return index[task.column] if task.column in index else pd.Series("", index.index)
 
 
-def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Compose:
-    """Shift ±6.25 %, scale ±20 %, rotation ±`rotation`°, each with p = 0.5 (MANet, sections 3.1 and 3.2).
-
-    With `intensity`, brightness and contrast ±20 % as well, on the image alone. The other kinds are not in the paper:
-    "robust" adds what another hospital's film may have gone through: another tone curve, a lower resolution, JPEG,
-    noise. "style" adds to that the tones and the coarse shading of another source's X-ray, which is given to the
-    Compose as `style`, and other proportions of the chest, so that neither tells the class. "masks" is `OtherMask`.
-    """
-    move = dict(border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=0.5)
-    steps = [
-        A.Affine(translate_percent=(-0.0625, 0.0625), **move),
-        A.Affine(scale=(0.8, 1.2), keep_ratio=True, **move),
-        A.Affine(rotate=(-rotation, rotation), **move),
-    ]
-    if intensity:
-        steps.append(A.RandomBrightnessContrast(0.2, 0.2, p=0.5))
-    if kind in ("robust", "style"):
-        smooth = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
-        steps += [
-            A.RandomGamma((50, 200), p=0.5),
-            A.RandomToneCurve(0.3, p=0.3),
-            A.CLAHE((1, 4), p=0.2),
-            A.Downscale((0.3, 0.9), interpolation_pair=smooth, p=0.4),
-            A.ImageCompression(quality_range=(20, 95), p=0.4),
-            A.GaussNoise((0.005, 0.08), p=0.4),
-        ]
-    if kind == "style":
-        proportions = {"x": (0.75, 1.3), "y": (0.75, 1.3)}
-        steps = [
-            A.HistogramMatching(blend_ratio=(0.3, 1.0), metadata_key="style", p=0.5),
-            A.FDA(beta_limit=(0, 0.05), metadata_key="style", p=0.3),
-            A.Affine(scale=proportions, shear=(-8, 8), **move),
-            *steps,
-        ]
-    if kind == "masks":
-        steps.insert(0, OtherMask(p=0.75))
-    return A.Compose(steps)
-
-
-class OtherMask(A.DualTransform):
-    """The mask as another annotator might have drawn it: each lung's convex hull, or a rim more or less, or both.
-
-    Annotators of one source leave out the lung behind the heart, those of another include it, and a segmenter follows
-    the one whose films a picture looks like: its mask then tells the source, and with it the class.
-    """
-
-    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        """Whether to fill the hollows, and how wide a rim to add (to take away, below 0), in 1/64 of the side."""
-        return {"hull": self.py_random.random() < 0.5, "rim": self.py_random.randint(-2, 2)}
-
-    def apply(self, img: np.ndarray, **params) -> np.ndarray:
-        """The image stays as it is."""
-        return img
-
-    def apply_to_mask(self, mask: np.ndarray, hull: bool, rim: int, **params) -> np.ndarray:
-        """(S, S) uint8, 0 and 1."""
-        if hull:
-            mask = convex_hull_object(mask > 0).astype(np.uint8)
-        if rim:
-            side = 2 * abs(rim) * len(mask) // 64 + 1
-            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-            mask = (cv2.dilate if rim > 0 else cv2.erode)(mask, disc)
-        return mask
-
-
 def draw_weights(
     labels: pd.Series, sources: pd.Series, balance: float, balance_classes: bool = False
 ) -> torch.Tensor | None:
@@ -295,7 +225,7 @@ class LungPictures(Dataset):
         task: "segment" gives (image in [0, 1], mask), float32 (1, S, S);
             "classify" gives (what the network sees in [−1, 1], mask, target), the target being (K,) float32.
         lungs: (N, S, S) bool, the masks to use, by row of `pictures`.
-        augment: None for validation and testing.
+        augment: an `augment.augmentation`; None for validation and testing.
         sees: one of `manet_core.preprocess.SEES`; all but "lungs" are controls.
         asked: the task whose labels are the targets.
         view: how the input is cut out of the pictures; None: the pictures as they are.
@@ -307,7 +237,7 @@ class LungPictures(Dataset):
         pictures: Pictures,
         rows: np.ndarray,
         lungs: np.ndarray,
-        augment: A.Compose | None = None,
+        augment=None,
         seed: int = 0,
         sees: str = "lungs",
         asked: Task = MANET,
@@ -360,7 +290,7 @@ class LungPictures(Dataset):
 
 
 class RawPictures(Dataset):
-    """Pictures for an augmentation that works on whole batches (`train.augment`), kept where it works.
+    """Pictures for an augmentation that works on whole batches (`train.broad`), kept where it works.
 
     An item is (image (1, W, W) uint8, masks (C, W, W) bool, box (4,), target); a batch is taken in one step, so that
     a GPU that holds the pictures waits for no loader.
@@ -386,7 +316,7 @@ class RawPictures(Dataset):
         return [tensor[chosen] for tensor in self.tensors]
 
 
-def lung_pictures(recipe: Recipe, run: Run, *splits: str, task: Task, augment: A.Compose | None = None) -> LungPictures:
+def lung_pictures(recipe: Recipe, run: Run, *splits: str, task: Task, augment=None) -> LungPictures:
     """The classification data set of `splits`, as `recipe` has it shown."""
     view = View.of(recipe)
     pictures = Pictures(run.data, view.working, run.cache)

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from manet_core import create_segmenter
 
-from . import augment
-from .data import LungPictures, Pictures, RawPictures, augmentation, draw_weights
+from . import broad
+from .data import LungPictures, Pictures, RawPictures, draw_weights
 from .engine import autocast, device_of, fit
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 
@@ -59,6 +59,8 @@ def train(recipe: Recipe, run: Run) -> dict:
     elif recipe.conventions > 1:
         raise SystemExit("Conventions are told apart with --augment broad only.")
     else:
+        from .augment import augmentation  # not before: the broad augmentation needs no albumentations
+
         train_set = LungPictures("segment", pictures, train_rows, pictures.masks, augmentation(10, False), recipe.seed)
     val_set = LungPictures("segment", pictures, val_rows, pictures.masks)
     sources = index.source.to_numpy()[val_rows]
@@ -75,8 +77,8 @@ def train(recipe: Recipe, run: Run) -> dict:
             generator.manual_seed(recipe.seed * 100_003 + drawn_for)
         image, mask, boxes, output = batch
         with torch.autocast(device.type, enabled=False):
-            image, mask = augment.broad(image.float() / 255, mask.float(), boxes, recipe.size, generator, False)
-            image = (augment.shown(image, mask, "whole") + 1) / 2
+            image, mask = broad.broad(image.float() / 255, mask.float(), boxes, recipe.size, generator, False)
+            image = (broad.shown(image, mask, "whole") + 1) / 2
         logits = net(image.to(memory_format=torch.channels_last), every_convention=True)
         return dice_loss(logits.gather(1, output[:, :, None, None].expand(-1, 1, *logits.shape[-2:])), mask)
 

@@ -75,7 +75,7 @@ def create_segmenter(name: str = "resunet", in_channels: int = 1, width: int = 3
         in_channels: channels of the image (B, in_channels, H, W) in [0, 1]; X-rays have one.
         width: channels of the first level.
         conventions: number of ways to draw a lung that are told apart. net(image) is (B, 1, H, W) whatever it is;
-            `net.all_conventions(image)` is (B, conventions, H, W).
+            `net(image, every_convention=True)` is (B, conventions, H, W).
 
     Raises:
         ValueError: `name` is not "resunet", or `conventions` is less than one.

@@ -48,13 +48,10 @@ class ResUNet(nn.Module):
         """Mask logits (B, 1, H, W), by the first convention, of what `forward_features` returns."""
         return self._masks(levels)[:, :1]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Mask logits (B, 1, H, W), by the first convention."""
-        return self.forward_head(self.forward_features(image))
-
-    def all_conventions(self, image: Tensor) -> Tensor:
-        """Mask logits (B, conventions, H, W), one channel a convention; the first is what `forward` returns."""
-        return self._masks(self.forward_features(image))
+    def forward(self, image: Tensor, every_convention: bool = False) -> Tensor:
+        """Mask logits (B, 1, H, W), by the first convention; or (B, conventions, H, W), one channel each."""
+        masks = self._masks(self.forward_features(image))
+        return masks if every_convention else masks[:, :1]
 
     def _masks(self, levels: list[Tensor]) -> Tensor:
         x = levels[-1]
