@@ -57,7 +57,11 @@ def probabilities(logits: Tensor, task: Task) -> Tensor:
 
 @torch.inference_mode()
 def predict(
-    net: nn.Module, dataset: LungPictures, device: torch.device, bf16: bool = False, asked: Task | None = None
+    net: nn.Module,
+    dataset: LungPictures | list[tuple],
+    device: torch.device,
+    bf16: bool = False,
+    asked: Task | None = None,
 ) -> np.ndarray:
     """Probabilities (N, K) float32 of a classification data set, in its order."""
     out = []
@@ -142,6 +146,7 @@ def train(recipe: Recipe, run: Run) -> dict:
     index = val_set.pictures.index.iloc[val_set.rows]
     groups = (index.label + " of " + index.source).to_numpy()
     draw = draw_weights(shown.label, shown.source, recipe.balance, recipe.balance_classes) if task.exclusive else None
+    held = list(val_set) if on_device else val_set  # decoded once, as they do not change
     if on_device:
         train_set = raw_pictures(train_set, device)
     generator = torch.Generator(device)
@@ -164,7 +169,7 @@ def train(recipe: Recipe, run: Run) -> dict:
         )
 
     def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
-        predicted = predict(net, val_set, device, autocast(recipe, device), task)
+        predicted = predict(net, held, device, autocast(recipe, device), task)
         return figures(predicted, val_set.targets, val_set.labels, groups, task)
 
     return fit(recipe, run, net, train_set, loss, validate, draw)
