@@ -2,22 +2,41 @@
 
 from torch import Tensor, nn
 
+from .attention import AttentionMap, NoMap
+
 
 class Classifier(nn.Module):
     """Mixin: logits = head(features), with the lung mask as an optional second input.
 
-    A backbone supplies `forward_features`, `forward_head` and `last_block`; one
-    with mask attention also supplies `attention_maps`. Plain and CBAM networks
-    accept a mask and ignore it, so that all have one signature.
+    A backbone supplies `walk`, `forward_head` and `last_block`, and sets `attention`
+    to one of the registry's `ATTENTIONS`. Plain and CBAM networks accept a mask and
+    ignore it, so that all have one signature.
     """
+
+    attention: str = ""
 
     @property
     def last_block(self) -> nn.Module:
         """The module whose output `forward_features` returns: where Grad-CAM and its relatives look."""
         raise TypeError(f"{type(self).__name__} does not define last_block.")
 
+    def walk(self, x: Tensor | None, m: AttentionMap | NoMap) -> tuple[Tensor | None, AttentionMap | NoMap]:
+        """Lead an image and the mask's map through all layers up to the last features.
+
+        Each layer that pools or convolves pools the map (`m.pool`); where the equation multiplies, the map beside the
+        features does (`m.attend`). Both features and pyramid come from this one walk.
+
+        Args:
+            x: image (B, C, H, W) float in [-1, 1]; None: the map walks alone, which costs no convolution.
+            m: the map of the mask (B, 1, H, W).
+
+        Returns:
+            Features (B, C', h, w) of the last block, None without an image; and the map beside them.
+        """
+        raise TypeError(f"{type(self).__name__} does not define walk.")
+
     def attention_maps(self, mask: Tensor) -> list[Tensor]:
-        """The mask pyramid, in order of depth: (B, 1, h, w) each, in [0, 1].
+        """The mask pyramid, in order of depth: (B, 1, h, w) each, in [0, 1], of the mask's dtype.
 
         Args:
             mask: (B, 1, H, W) float in [0, 1], of the image's size.
@@ -25,30 +44,30 @@ class Classifier(nn.Module):
         Returns:
             One map for each layer that pools the mask; [] without mask attention.
         """
-        return []
+        if self.attention not in ("ma", "nma"):
+            return []
+        return self.walk(None, AttentionMap(mask, self.attention == "nma"))[1].pyramid()
 
     def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features of the last block, (B, C, h, w), of an image (B, 1, H, W) in [-1, 1]."""
-        raise TypeError(f"{type(self).__name__} does not define forward_features.")
+        """Features of the last block, (B, C, h, w), of an image (B, 1, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: a network with mask attention got no mask, or one of another height or width.
+        """
+        if self.attention not in ("ma", "nma"):
+            return self.walk(image, NoMap())[0]
+        if mask is None:
+            raise ValueError("Mask attention needs the lung mask: call net(image, mask).")
+        return self.walk(image, AttentionMap(mask, self.attention == "nma"))[0]
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Logits (B, num_classes) of the features (B, C, h, w) that `forward_features` returns."""
         raise TypeError(f"{type(self).__name__} does not define forward_head.")
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of an image (B, 1, H, W) in [-1, 1] and a mask (B, 1, H, W) in [0, 1]."""
-        return self.forward_head(self.forward_features(image, mask))
-
-
-class MaskAttentionClassifier(Classifier):
-    """Mixin for the `_ma` networks: no mask, no answer."""
-
-    def pyramid(self, mask: Tensor | None):
-        """An iterator over `attention_maps(mask)`, which the layers consume in order.
+        """Logits (B, num_classes) of an image (B, 1, H, W) in [-1, 1] and a mask (B, 1, H, W) in [0, 1].
 
         Raises:
-            ValueError: `mask` is None.
+            ValueError: as `forward_features`.
         """
-        if mask is None:
-            raise ValueError("Mask attention needs the lung mask: call net(image, mask).")
-        return iter(self.attention_maps(mask))
+        return self.forward_head(self.forward_features(image, mask))

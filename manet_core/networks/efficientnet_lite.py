@@ -6,14 +6,13 @@ same logits in both.
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import CBAM, attend, pool_like
-from .classifier import Classifier, MaskAttentionClassifier
+from .attention import CBAM, AttentionMap, NoMap, conv_bn
+from .classifier import Classifier
 
 # (kernel, stride, expansion, channels, repeats) of the seven stages
 STAGES = [
@@ -58,10 +57,12 @@ class DepthwiseSeparable(nn.Module):
         self.cbam = CBAM(outputs) if attention == "cbam" else nn.Identity()
         self.residual = stride == 1 and inputs == outputs
 
-    def forward(self, x: Tensor, maps: Iterator[Tensor] | None = None) -> Tensor:
-        out = F.relu6(attend(self.bn1(self.conv_dw(x)), maps), inplace=True)
-        out = self.cbam(self.bn2(self.conv_pw(out)))
-        return out + x if self.residual else out
+    def forward(self, x: Tensor | None, m: AttentionMap | NoMap):
+        out, m = conv_bn(self.conv_dw, self.bn1, x, m)
+        if x is None:
+            return None, m
+        out = self.cbam(self.bn2(self.conv_pw(F.relu6(out, inplace=True))))
+        return out + x if self.residual else out, m
 
 
 class InvertedResidual(nn.Module):
@@ -79,18 +80,25 @@ class InvertedResidual(nn.Module):
         self.cbam = CBAM(outputs) if attention == "cbam" else nn.Identity()
         self.residual = stride == 1 and inputs == outputs
 
-    def forward(self, x: Tensor, maps: Iterator[Tensor] | None = None) -> Tensor:
-        out = F.relu6(self.bn1(self.conv_pw(x)), inplace=True)
-        out = F.relu6(attend(self.bn2(self.conv_dw(out)), maps), inplace=True)
-        out = self.cbam(self.bn3(self.conv_pwl(out)))
-        return out + x if self.residual else out
+    def forward(self, x: Tensor | None, m: AttentionMap | NoMap):
+        out = None if x is None else F.relu6(self.bn1(self.conv_pw(x)), inplace=True)
+        out, m = conv_bn(self.conv_dw, self.bn2, out, m)
+        if x is None:
+            return None, m
+        out = self.cbam(self.bn3(self.conv_pwl(F.relu6(out, inplace=True))))
+        return out + x if self.residual else out, m
 
 
 class EfficientNetLite(Classifier):
-    """EfficientNet-Lite0; `attention` is "" or "cbam" (on each block's residual branch, after its last BN)."""
+    """EfficientNet-Lite0.
+
+    Mask attention multiplies after the BN of the stem and of every depthwise convolution; CBAM sits on each block's
+    residual branch, after its last BN.
+    """
 
     def __init__(self, attention: str, num_classes: int, in_channels: int):
         super().__init__()
+        self.attention = attention
         self.conv_stem = nn.Conv2d(in_channels, 32, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
         stages, inputs = [], 32
@@ -116,36 +124,19 @@ class EfficientNetLite(Classifier):
     def last_block(self) -> nn.Module:
         return self.act
 
-    def pyramid(self, mask: Tensor | None) -> Iterator[Tensor] | None:
-        """No maps; the `_ma` network overrides this."""
-        return None
-
-    def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (B, 1280, H/32, W/32) of the last convolution, after its BN and ReLU6."""
-        maps = self.pyramid(mask)
-        x = F.relu6(attend(self.bn1(self.conv_stem(image)), maps), inplace=True)
+    def walk(self, x: Tensor | None, m: AttentionMap | NoMap):
+        """Features (B, 1280, H/32, W/32) of the last convolution, after its BN and ReLU6; see `Classifier.walk`."""
+        x, m = conv_bn(self.conv_stem, self.bn1, x, m)
+        x = None if x is None else F.relu6(x, inplace=True)
         for stage in self.blocks:
             for block in stage:
-                x = block(x, maps)
-        return self.act(self.bn2(self.conv_head(x)))
+                x, m = block(x, m)
+        return None if x is None else self.act(self.bn2(self.conv_head(x))), m
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.avgpool(features).flatten(1)))
 
 
-class MaskEfficientNetLite(MaskAttentionClassifier, EfficientNetLite):
-    """EfficientNet-Lite0 with mask attention after the BN of the stem and of every depthwise convolution."""
-
-    def attention_maps(self, mask: Tensor) -> list[Tensor]:
-        maps = [pool_like(self.conv_stem, mask)]
-        for stage in self.blocks:
-            for block in stage:
-                maps.append(pool_like(block.conv_dw, maps[-1]))
-        return maps
-
-
 def efficientnet_lite(backbone: str, attention: str, num_classes: int, in_channels: int) -> EfficientNetLite:
-    """Build "efficientnet_lite0" with `attention` "", "ma" or "cbam"."""
-    if attention == "ma":
-        return MaskEfficientNetLite("", num_classes, in_channels)
+    """Build "efficientnet_lite0" with `attention` "", "ma", "nma" or "cbam"."""
     return EfficientNetLite(attention, num_classes, in_channels)

@@ -13,7 +13,7 @@ _BACKBONES = {  # name: (module and function in it that build it, how people wri
     "vgg16": ("vgg", "VGG-16"),
     "inception_v3": ("inception", "Inception v3"),
 }
-ATTENTIONS = {"": "plain", "ma": "mask attention (MA)", "cbam": "CBAM"}
+ATTENTIONS = {"": "plain", "ma": "mask attention (MA)", "nma": "normalised mask attention", "cbam": "CBAM"}
 
 
 def list_models() -> list[str]:

@@ -3,21 +3,20 @@
 torchvision's VGG, subclassed, so that its state-dict keys stay valid here.
 """
 
-from collections.abc import Iterator
-
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from .attention import CBAM, attend, pool_like
-from .classifier import Classifier, MaskAttentionClassifier
+from .attention import CBAM, AttentionMap, NoMap
+from .classifier import Classifier
 
 
 class VGG(Classifier, torchvision.models.VGG):
-    """VGG-16 on one-channel images; `attention` is "" or "cbam" (once a block, after its last BN)."""
+    """VGG-16 on one-channel images; mask attention multiplies after every BN, CBAM once a block, after its last BN."""
 
     def __init__(self, attention: str, num_classes: int, in_channels: int):
         torchvision.models.VGG.__init__(self, make_layers(cfgs["D"], batch_norm=True), num_classes=num_classes)
+        self.attention = attention
         if in_channels != 3:
             self.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
             nn.init.kaiming_normal_(self.features[0].weight, mode="fan_out", nonlinearity="relu")
@@ -31,42 +30,23 @@ class VGG(Classifier, torchvision.models.VGG):
     def last_block(self) -> nn.Module:
         return self.features[-2]
 
-    def pyramid(self, mask: Tensor | None) -> Iterator[Tensor] | None:
-        """No maps; the `_ma` network overrides this."""
-        return None
-
-    def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (B, 512, H/16, W/16) of the last convolution, after its ReLU and before the last pooling."""
-        maps, x = self.pyramid(mask), image
+    def walk(self, x: Tensor | None, m: AttentionMap | NoMap):
+        """Features (B, 512, H/16, W/16) after the last ReLU, before the last pooling; see `Classifier.walk`."""
         for i, layer in enumerate(self.features[:-1]):
-            x = layer(x)
-            if isinstance(layer, nn.BatchNorm2d):
-                x = attend(x, maps)
-            elif isinstance(layer, nn.MaxPool2d) and maps is not None:
-                next(maps)  # the pooling layer pools the map; there is nothing to multiply
-            if str(i) in self.cbam:
-                x = self.cbam[str(i)](x)
-        return x
+            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+                m = m.pool(layer)
+            if x is not None:
+                x = layer(x)
+                if isinstance(layer, nn.BatchNorm2d):
+                    x = m.attend(x)
+                if str(i) in self.cbam:
+                    x = self.cbam[str(i)](x)
+        return x, m
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.classifier(self.avgpool(self.features[-1](features)).flatten(1))
 
-    forward = Classifier.forward
-
-
-class MaskVGG(MaskAttentionClassifier, VGG):
-    """VGG-16 with mask attention after every batch norm."""
-
-    def attention_maps(self, mask: Tensor) -> list[Tensor]:
-        maps = [mask]
-        for layer in self.features[:-1]:
-            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
-                maps.append(pool_like(layer, maps[-1]))
-        return maps[1:]
-
 
 def vgg(backbone: str, attention: str, num_classes: int, in_channels: int) -> VGG:
-    """Build "vgg16" with `attention` "", "ma" or "cbam"."""
-    if attention == "ma":
-        return MaskVGG("", num_classes, in_channels)
+    """Build "vgg16" with `attention` "", "ma", "nma" or "cbam"."""
     return VGG(attention, num_classes, in_channels)
