@@ -1,5 +1,8 @@
 """Registry, Table 3, and mask attention against a direct reading of its equation."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -9,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from manet_core import create_classifier, create_segmenter, list_models
-from manet_core.networks.attention import CBAM, AttentionMap
+from manet_core.networks import registry
+from manet_core.networks.attention import CBAM, AttentionMap, conv_bn
+from manet_core.networks.classifier import Classifier
 from manet_core.networks.registry import split_name
 from train.complexity import count_parameters, table_3
 
@@ -78,6 +83,52 @@ def test_unknown_names_and_missing_masks_are_explained():
             net(torch.zeros(1, 1, 64, 64))
         with pytest.raises(ValueError, match="same height and width"):
             net(torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 32, 32))
+
+
+class Tiny(Classifier):
+    """One convolution: a backbone from outside."""
+
+    def __init__(self, attention: str, num_classes: int, in_channels: int):
+        super().__init__()
+        self.attention = attention
+        self.conv, self.bn = nn.Conv2d(in_channels, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16)
+        self.cbam = CBAM(16) if attention == "cbam" else nn.Identity()
+        self.fc = nn.Linear(16, num_classes)
+
+    @property
+    def last_block(self):
+        return self.cbam
+
+    def walk(self, x, m):
+        x, m = conv_bn(self.conv, self.bn, x, m)
+        return None if x is None else self.cbam(x), m
+
+    def forward_head(self, features):
+        return self.fc(features.mean((2, 3)))
+
+
+def test_a_backbone_from_outside_is_one_row(monkeypatch):
+    monkeypatch.setattr(registry, "_BACKBONES", dict(registry._BACKBONES))
+    before = list_models()
+    registry.register_backbone("tiny", "Tiny network", Tiny)
+    registry.register_backbone("tiny_plain", "Tiny, plain", Tiny, attentions=[""])
+    assert list_models() == [*before, "tiny", "tiny_ma", "tiny_nma", "tiny_cbam", "tiny_plain"]
+    assert split_name("tiny_nma") == ("tiny", "nma") and split_name("tiny_plain") == ("tiny_plain", "")
+    assert registry.human_name("tiny_nma") == ("Tiny network", "normalised mask attention")
+    image, mask = torch.randn(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+    for name in ("tiny", "tiny_ma", "tiny_nma", "tiny_cbam"):
+        net = create_classifier(name).eval()
+        assert net(image, mask).shape == (2, 5)
+        assert [m.shape for m in net.attention_maps(mask)] == [(2, 1, 4, 4)] * name.endswith("ma")
+    with pytest.raises(ValueError, match="'tiny_ma' already"):
+        registry.register_backbone("tiny_ma", "", Tiny, attentions=[""])
+    with pytest.raises(ValueError, match="no attention 'se'"):
+        registry.register_backbone("other", "", Tiny, attentions=["", "se"])
+
+
+def test_names_cost_no_import_of_torchvision():
+    code = "import sys, manet_core.networks.registry as r; r.list_models(); assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def torchvisions(name: str) -> nn.Module:
@@ -455,6 +506,29 @@ def test_cbam_is_woos():
     pooled = torch.stack([y.mean(1), y.amax(1)], 1)
     y = y * torch.sigmoid(F.conv2d(pooled, cbam[1].conv.weight, padding=3))
     torch.testing.assert_close(cbam(x), y)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_cbam_put_into_a_trained_network_can_start_as_the_identity(backbone):
+    torch.manual_seed(0)
+    plain, cbam = create_classifier(backbone).eval(), create_classifier(f"{backbone}_cbam").eval()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    missing = cbam.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing and all("cbam." in key for key in missing)
+    image = torch.randn(2, 1, 96, 96)
+    with torch.inference_mode():
+        expected, features = plain(image), plain.forward_features(image)
+        assert not torch.allclose(cbam(image), expected, rtol=1e-2)
+        cbam.start_cbam_as_identity()
+        torch.testing.assert_close(cbam.forward_features(image), features, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(cbam(image), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        plain.start_cbam_as_identity()
+        assert torch.equal(plain(image), expected)
+    cbam(image).sum().backward()  # and from there it learns
+    assert all(p.grad.abs().max() > 0 for name, p in cbam.named_parameters() if name.endswith(".1.conv.weight"))
 
 
 def test_resunet_is_shape_preserving_and_symmetric():
