@@ -16,7 +16,7 @@ from manet_core.networks import registry
 from manet_core.networks.attention import CBAM, AttentionMap, conv_bn
 from manet_core.networks.classifier import Classifier
 from manet_core.networks.registry import split_name
-from train.complexity import count_parameters, table_3
+from train.complexity import count_parameters, last_map, table_3
 
 # parameters (M), FLOPs (M) at 512×512, MA map elements: the paper's Table 3
 TABLE_3 = {
@@ -40,6 +40,8 @@ def test_table_3(name):
     assert round(counted["parameters"] / 1e6, 2) == parameters
     assert counted["flops"] / 1e6 == pytest.approx(flops, abs=0.01)
     assert counted["map_elements"] == elements
+    if split_name(name)[1] == "ma":
+        assert table_3(f"{split_name(name)[0]}_nma") == counted
 
 
 def test_efficientnet_lite0_is_light():
@@ -50,16 +52,23 @@ def test_efficientnet_lite0_is_light():
 
 
 def test_every_name_builds_and_answers():
+    assert create_classifier("efficientnet_lite0_nma", num_classes=3, in_channels=2).classifier.out_features == 3
+    plain = None
     for name in list_models():
-        net = create_classifier(name, num_classes=3).eval()
+        attention = split_name(name)[1]
+        if attention in ("ma", "nma"):  # has no weights of its own, and VGG-16's take seconds to draw
+            net = with_weights(name, plain)
+        else:
+            net = create_classifier(name).eval()
+            plain = plain if attention else net
         image, mask = torch.randn(2, 1, 96, 128), torch.rand(2, 1, 96, 128)
         with torch.inference_mode():
             features = net.forward_features(image, mask)
             logits = net.forward_head(features)
-        assert logits.shape == (2, 3)
+        assert logits.shape == (2, 5)
         cells = {"vgg16": (6, 8), "inception_v3": (1, 2)}.get(split_name(name)[0], (3, 4))
         assert features.shape[0] == 2 and features.shape[2:] == cells
-        assert bool(net.attention_maps(mask)) == (split_name(name)[1] in ("ma", "nma"))
+        assert bool(net.attention_maps(mask)) == (attention in ("ma", "nma"))
 
 
 @pytest.mark.parametrize("name", [name for name in list_models() if split_name(name)[1] not in ("ma", "nma")])
@@ -457,6 +466,7 @@ def test_an_all_lung_mask_is_the_identity_of_normalised_mask_attention(backbone)
 
 
 def test_a_full_mask_changes_only_the_border():
+    assert last_map(create_classifier("resnet34_nma"), 224) == 1
     maps = create_classifier("resnet34_ma").attention_maps(torch.ones(1, 1, 224, 224))
     for m in maps[:10]:
         assert m.shape[-1] > 20 and torch.allclose(m[..., 10:-10, 10:-10], torch.ones(()))
