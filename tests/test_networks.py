@@ -465,6 +465,14 @@ def test_an_all_lung_mask_is_the_identity_of_normalised_mask_attention(backbone)
         assert not torch.allclose(normalised(image, mask), logits)
 
 
+@pytest.mark.parametrize("attention", ["ma", "nma"])
+def test_a_map_cell_has_a_gradient_in_all_pixels_that_it_sees(attention):
+    mask = torch.ones(1, 1, 64, 64, requires_grad=True)
+    m = create_classifier(f"efficientnet_lite0_{attention}").attention_maps(mask)[1]  # 3×3 by 2, then 3×3: 7 pixels
+    m[0, 0, 16, 16].backward()
+    assert (mask.grad > 0).sum() == 7 * 7 and mask.grad.sum() == pytest.approx(1)
+
+
 def test_a_full_mask_changes_only_the_border():
     assert last_map(create_classifier("resnet34_nma"), 224) == 1
     maps = create_classifier("resnet34_ma").attention_maps(torch.ones(1, 1, 224, 224))
