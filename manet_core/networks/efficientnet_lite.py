@@ -135,8 +135,3 @@ class EfficientNetLite(Classifier):
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.avgpool(features).flatten(1)))
-
-
-def efficientnet_lite(backbone: str, attention: str, num_classes: int, in_channels: int) -> EfficientNetLite:
-    """Build "efficientnet_lite0" with `attention` "", "ma", "nma" or "cbam"."""
-    return EfficientNetLite(attention, num_classes, in_channels)

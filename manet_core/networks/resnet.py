@@ -60,11 +60,15 @@ class CBAMBottleneck(Bottleneck):
         self.cbam = CBAM(planes * self.expansion)
 
 
+_BLOCKS = {"resnet34": (BasicBlock, CBAMBasicBlock), "resnet50": (Bottleneck, CBAMBottleneck)}
+
+
 class ResNet(Classifier, torchvisions.ResNet):
     """ResNet on one-channel images; mask attention multiplies at the stem and in the blocks (MANet, Fig. 4)."""
 
-    def __init__(self, block: type[nn.Module], layers: list[int], attention: str, num_classes: int, in_channels: int):
-        torchvisions.ResNet.__init__(self, block, layers, num_classes=num_classes)
+    def __init__(self, backbone: str, attention: str, num_classes: int, in_channels: int):
+        block = _BLOCKS[backbone][attention == "cbam"]
+        torchvisions.ResNet.__init__(self, block, [3, 4, 6, 3], num_classes=num_classes)
         self.attention = attention
         if in_channels != 3:
             self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
@@ -87,13 +91,3 @@ class ResNet(Classifier, torchvisions.ResNet):
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.fc(self.avgpool(features).flatten(1))
-
-
-_LAYERS = {"resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3]}
-_BLOCKS = {"resnet34": (BasicBlock, CBAMBasicBlock), "resnet50": (Bottleneck, CBAMBottleneck)}
-
-
-def resnet(backbone: str, attention: str, num_classes: int, in_channels: int) -> ResNet:
-    """Build `backbone` ("resnet34" or "resnet50") with `attention` "", "ma", "nma" or "cbam"."""
-    block = _BLOCKS[backbone][attention == "cbam"]
-    return ResNet(block, _LAYERS[backbone], attention, num_classes, in_channels)
