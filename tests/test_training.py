@@ -247,7 +247,7 @@ def test_padding_fades_the_map_and_the_training_says_so(phantoms, random_weights
         assert ("Use a larger --size" in capsys.readouterr().out) == bool(limit)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet34", "resnet50", "vgg16", "inception_v3"])
 def test_cbam_put_into_a_trained_network_starts_as_the_identity(name):
     plain, cbam = create_classifier(name).eval(), create_classifier(f"{name}_cbam").eval()
     for module in plain.modules():
@@ -255,8 +255,8 @@ def test_cbam_put_into_a_trained_network_starts_as_the_identity(name):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.2)
     untouched = engine.start_from(cbam, plain.state_dict())
-    assert untouched and all(".cbam." in key for key in untouched)
-    image = torch.randn(2, 1, 64, 64)
+    assert untouched and all("cbam." in key for key in untouched)
+    image = torch.randn(2, 1, 96, 96)
     with torch.inference_mode():
         torch.testing.assert_close(cbam(image), plain(image), rtol=1e-4, atol=1e-4)
 

@@ -22,8 +22,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from manet_core.networks.attention import CBAM
-
 from .recipe import Recipe, Run
 
 
@@ -58,15 +56,8 @@ def start_from(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
     net.load_state_dict(fitting, strict=False)
     untouched = [name for name in own if name not in fitting]
-    for path, block in net.named_modules():
-        if isinstance(getattr(block, "cbam", None), CBAM) and f"{path}.cbam.1.conv.weight" in untouched:
-            channel, spatial = block.cbam
-            norms = [layer for layer in block.children() if isinstance(layer, nn.BatchNorm2d)]
-            with torch.no_grad():
-                channel.mlp[-1].weight.zero_()
-                spatial.conv.weight.zero_()
-                norms[-1].weight.mul_(4)
-                norms[-1].bias.mul_(4)
+    if any("cbam." in name for name in untouched):
+        net.start_cbam_as_identity()
     return untouched
 
 
