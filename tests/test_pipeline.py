@@ -61,7 +61,7 @@ def test_analysis_is_complete(random_pipe):
 def test_to_dict_is_json_and_holds_no_pixels(random_pipe):
     result = json.loads(json.dumps(random_pipe.analyze(phantom(128)).to_dict()))
     assert {"readings", "lung_area", "warnings"} <= result.keys()
-    assert result["readings"]["efficientnet_lite0_ma"].keys() == {"probabilities", "predicted", "in_lung"}
+    assert result["readings"]["efficientnet_lite0_ma"].keys() == {"task", "probabilities", "predicted", "in_lung"}
     assert len(json.dumps(result)) < 5000
 
 

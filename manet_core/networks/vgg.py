@@ -46,6 +46,11 @@ class VGG(Classifier, torchvision.models.VGG):
     def forward_head(self, features: Tensor) -> Tensor:
         return self.classifier(self.avgpool(self.features[-1](features)).flatten(1))
 
+    @property
+    def finer_block(self) -> nn.Module:
+        poolings = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        return self.features[poolings[-2] - 1]
+
 
 def vgg(backbone: str, attention: str, num_classes: int, in_channels: int) -> VGG:
     """Build "vgg16" with `attention` "", "ma", "nma" or "cbam"."""
