@@ -107,6 +107,14 @@ def phantoms(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    """A phantom as a file."""
+    path = tmp_path / "chest.png"
+    Image.fromarray((phantom(128).pixels * 255).astype(np.uint8)).save(path)
+    return path
+
+
 def flip_a_bit(path: Path) -> None:
     """Damage a file in its last byte."""
     data = bytearray(path.read_bytes())

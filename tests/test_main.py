@@ -10,14 +10,6 @@ from conftest import ROOT
 from PIL import Image
 
 from manet_core.__main__ import main
-from manet_core.phantom import phantom
-
-
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "chest.png"
-    Image.fromarray((phantom(128).pixels * 255).astype(np.uint8)).save(path)
-    return path
 
 
 def test_analyze_writes_a_panel_and_results_in_order(picture, random_weights, tmp_path, capsys):

@@ -43,7 +43,7 @@ class _AskedOnce(BindMask):
 
 
 def _steps(batches: range) -> Iterator[int]:
-    """Stands in for the progress bar that Score-CAM draws on standard error."""
+    """Stands in for the progress bar that Score-CAM draws on standard error for every class."""
     for done, batch in enumerate(batches):
         yield batch
         report((done + 1) / len(batches))

@@ -15,8 +15,16 @@ def report(share: float) -> None:
 
 @contextmanager
 def watched(watcher: Callable[[float], None] | None) -> Iterator[None]:
-    """Within it, `watcher` is called with whatever `report` is told."""
-    token = _WATCHER.set(watcher)
+    """Within it, `watcher` is called with whatever `report` is told, unless that is less than before."""
+    most = 0.0
+
+    def forward(share: float) -> None:
+        nonlocal most
+        if share > most:
+            most = share
+            watcher(share)
+
+    token = _WATCHER.set(watcher and forward)
     try:
         yield
     finally:
