@@ -38,6 +38,51 @@ def test_analyze_json_and_chosen_models(picture, random_weights, tmp_path, capsy
     assert list(result["readings"]) == ["efficientnet_lite0_ma"]
 
 
+def test_networks_of_many_tasks(picture, many_tasks, tmp_path, capsys):
+    out = tmp_path / "o"
+    assert main(["analyze", str(picture), "--out", str(out), "--weights", str(many_tasks)]) == 0
+    (result,) = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    readings, table = result["readings"], capsys.readouterr().out
+    assert [len(r["probabilities"]) for r in readings.values()] == [5, 3, 14, 5]
+    findings = readings["efficientnet_lite0_cbam"]["probabilities"]
+    for name, p in findings.items():
+        assert (f"{name} {p:.1%}" in table) == (p >= 0.5)
+    assert main(["models", "--weights", str(many_tasks)]) == 0
+    assert "nih14     weights" in capsys.readouterr().out
+
+
+def test_results_can_be_read_at_any_moment(picture, random_weights, tmp_path, monkeypatch):
+    from manet_core import commands
+
+    seen, out = [], tmp_path / "o"
+
+    def look(*args, **kwargs):
+        seen.append(len(json.loads((out / "results.json").read_text(encoding="utf-8"))))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_SAVE_S", 0)
+    monkeypatch.setattr(commands, "save_report", look)
+    arguments = [*[str(picture)] * 4, "--out", str(out), "--weights", str(random_weights), "--models", ""]
+    assert main(["analyze", *arguments]) == 130
+    assert seen == [0, 1, 2] and len(json.loads((out / "results.json").read_text(encoding="utf-8"))) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal of POSIX")
+def test_ctrl_c_while_torch_is_loaded_is_no_traceback(tmp_path):
+    """The signal comes as soon as torch's import has begun, which takes seconds."""
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *args):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "import runpy; sys.argv = ['manet_core', 'models']; runpy.run_module('manet_core', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
 def test_models_are_listed(random_weights, tmp_path, capsys):
     assert main(["models", "--weights", str(random_weights)]) == 0
     lines = capsys.readouterr().out.splitlines()
