@@ -63,9 +63,9 @@ class Lungs:
 def _at(probability: np.ndarray, size: tuple[int, int] | int) -> np.ndarray:
     """Where a probability map, brought to `size`, is over a half.
 
-    A network is sure of nearly every pixel: enlarged as it is, its map would keep the steps of its pixels.
+    A network is sure of nearly every pixel: much enlarged as it is, its map would keep the steps of its pixels.
     """
-    if np.greater(size, probability.shape).any():
+    if np.greater(size, np.multiply(probability.shape, 2)).any():
         probability = gaussian_filter(probability, SMOOTHING, mode="nearest")
     return resize(probability, size) > 0.5
 

@@ -341,7 +341,8 @@ class Pipeline:
         readings = [{} for _ in xrays]
         for done, name in enumerate(names):
             preprocessing = self.entries[name]["preprocessing"]
-            key = tuple(preprocessing.get(k) for k in ("size", "working", "crop"))
+            size = preprocessing["size"]
+            key = size, preprocessing.get("working") or size, preprocessing.get("crop")
             if key not in views:
                 views[key] = [_view(x.pixels, own, *key, sees) for x, own in zip(xrays, lungs)]
             watcher = progress and (lambda share, done=done: progress(done + share, len(names)))
@@ -388,7 +389,7 @@ def _classifiers(entries: dict[str, dict]) -> list[str]:
     return sorted(names, key=lambda name: order.get(entries[name]["network"]["name"], len(order)))
 
 
-def _view(pixels: np.ndarray, lungs: Lungs, size: int, working: int | None, margin: float | None, sees: str) -> _View:
+def _view(pixels: np.ndarray, lungs: Lungs, size: int, working: int, margin: float | None, sees: str) -> _View:
     """An X-ray as a classifier is shown it: the whole of it, or with a `margin` the lungs' box alone."""
     if margin is None:
         picture, mask = resize(pixels, size), lungs.at(size)
@@ -399,7 +400,7 @@ def _view(pixels: np.ndarray, lungs: Lungs, size: int, working: int | None, marg
         box = lung_box(mask, margin)
         picture = crop(resize(pixels, working), box, size)
         of_right, of_left = (crop(side.astype(np.float32), box, size) for side in sides(mask))
-        mask = of_right + of_left > 0.5
+        mask = crop(mask.astype(np.float32), box, size) > 0.5
         right = mask & (of_right >= of_left)
         left = mask & ~right
     return _View(network_input(picture, mask, sees, np.random.default_rng(0)), mask, right, left, box)

@@ -35,12 +35,13 @@ def test_a_mask_at_another_size_keeps_what_cleaning_did():
     assert cleaned.mean() == pytest.approx(lungs.cleaned.mean(), rel=0.05)
 
 
-def test_at_the_segmenters_own_size_the_mask_is_what_was_cleaned_and_smaller_ones_are_as_before(rng):
+def test_at_the_segmenters_own_size_the_mask_is_what_was_cleaned_and_nearby_it_is_interpolated(rng):
     probability = rng.random((64, 64), np.float32) * 0.4 + np.where(phantom_mask(64), 0.5, 0).astype(np.float32)
     lungs = Lungs.from_probability(probability)
     assert lungs.at(64) is lungs.cleaned and (lungs.raw_at(64) == (probability > 0.5)).all()
     edited = np.where(lungs.cleaned == (probability > 0.5), probability, lungs.cleaned.astype(np.float32))
-    np.testing.assert_array_equal(lungs.at(48), resize(edited, 48) > 0.5)
+    for size in (48, 73):
+        np.testing.assert_array_equal(lungs.at(size), resize(edited, size) > 0.5)
 
 
 def test_an_enlarged_outline_is_smooth_and_where_it_was():

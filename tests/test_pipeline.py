@@ -330,6 +330,22 @@ def test_pipeline_and_training_see_the_same_input(pipe, index, weights, tmp_path
         np.testing.assert_allclose(list(reading.probabilities.values()), p, atol=1e-4)
 
 
+def test_training_cuts_out_the_same_box(task_pipe, phantoms, tmp_path):
+    from train.data import LungPictures, Pictures, View
+
+    view = View.of(task_pipe.entries["resnet34_ma"]["preprocessing"])
+    pictures = Pictures(phantoms, view.working, tmp_path)
+    rows = np.arange(4)
+    for row, (image, mask, _) in zip(rows, LungPictures("classify", pictures, rows, pictures.masks, view=view)):
+        truth = pictures.masks[row] > 0
+        x, lungs = XRay(pictures.images[row].astype(np.float32) / 255), Lungs(truth.astype(np.float32), truth)
+        with torch.inference_mode():
+            p = task_pipe.classifiers["resnet34_ma"](image[None], mask[None])[0].softmax(0).numpy()
+        reading = task_pipe.analyze(x, ["resnet34_ma"], lungs=lungs).readings["resnet34_ma"]
+        assert reading.box != (0, 0, 1, 1)
+        np.testing.assert_allclose(list(reading.probabilities.values()), p, atol=1e-5)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
 def test_twelve_megapixels_stay_under_one_and_a_half_gigabytes(weights, tmp_path):
     """In a process of its own, from the DICOM file to the result."""
