@@ -103,7 +103,7 @@ def phantoms(tmp_path_factory):
         Image.fromarray(phantom_mask(96, i)).save(mask)
         split = "train" if i < 16 else "val" if i < 22 else "test"
         rows.append(f"{image.name},{mask.name},{CLASSES[3 * sick]},{'shenzhen' if i % 3 else 'kermany'},p{i},{split}")
-    (root / "index.csv").write_text("\n".join(rows) + "\n")
+    (root / "index.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return root
 
 

@@ -20,7 +20,7 @@ def test_analyze_writes_a_panel_and_results_in_order(picture, random_weights, tm
     other.write_bytes(picture.read_bytes())
     status = main(["analyze", str(picture), str(bad), str(other), "--out", str(out), "--weights", str(random_weights)])
     assert status == 1
-    results = json.loads((out / "results.json").read_text())
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [r["file"] for r in results] == [str(picture), str(bad), str(other)]
     assert results[1].keys() == {"file", "error"} and results[1]["error"].endswith(".")
     assert len(results[0]["readings"]) == 3 and results[0]["readings"] == results[2]["readings"]
@@ -111,6 +111,6 @@ def test_usage_and_missing_weights_end_with_two(picture, random_weights, tmp_pat
     assert main(["analyze", str(picture), *out, "--weights", str(random_weights), "--models", "resnet99"]) == 2
     assert "resnet99" in capsys.readouterr().err
     taken = tmp_path / "taken"
-    taken.write_text("a file where the folder should be")
+    taken.write_text("a file where the folder should be", encoding="utf-8")
     assert main(["analyze", str(picture), "--out", str(taken), "--weights", str(random_weights)]) == 2
     assert "choose another --out" in capsys.readouterr().err

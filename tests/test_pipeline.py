@@ -370,7 +370,7 @@ def test_twelve_megapixels_stay_under_one_and_a_half_gigabytes(weights, tmp_path
         "import re, sys; from pathlib import Path; from manet_core import Pipeline, load_xray\n"
         "a = Pipeline.load(sys.argv[1]).analyze(load_xray(sys.argv[2]))\n"
         "a.original, a.mask_raw, a.mask, a.lungs, a.heatmap(list(a.readings)[0], 'Normal')\n"
-        "peak = re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())\n"
+        "peak = re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text(encoding='utf-8'))\n"
         "print(a.mask.shape, int(peak[1]) / 1e6)"
     )
     out = subprocess.run([sys.executable, "-c", code, weights, path], capture_output=True, text=True, check=True).stdout

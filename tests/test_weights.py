@@ -29,7 +29,7 @@ def test_no_folder_no_manifest(tmp_path):
 
 
 def test_damaged_manifest(copy):
-    (copy / "manifest.json").write_text("{")
+    (copy / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(WeightsError, match="damaged"):
         Pipeline.load(copy)
 
@@ -50,20 +50,20 @@ def test_a_flipped_byte_is_noticed(copy):
 
 def test_weights_of_another_network_are_noticed(copy):
     path = copy / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     entry = manifest["models"]["efficientnet_lite0"]
     entry["file"] = "efficientnet_lite0_cbam.safetensors"
     entry["sha256"] = sha256(copy / entry["file"])
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(WeightsError, match="does not fit"):
         load_network(copy, "efficientnet_lite0")
 
 
 def test_a_manifest_cannot_point_outside_its_folder(copy, random_weights):
     path = copy / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["models"]["efficientnet_lite0"]["file"] = str(random_weights / "resunet.safetensors")
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(WeightsError, match="damaged|does not fit"):
         load_network(copy, "efficientnet_lite0")
 
