@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from manet_core import CLASSES, list_models, load_xray
 from manet_core.lungs import predict_lungs
-from manet_core.weights import MANIFEST, load_network, read_manifest
+from manet_core.weights import load_network, read_manifest, write_manifest
 
 from .classify import predict
 from .data import LungPictures, Pictures, predicted_lungs, read_index
@@ -189,7 +189,7 @@ def record(results: dict, weights: Path) -> None:
     entries["resunet"]["figures"][results["split"]] = results["segmentation"]
     for name, figures in results["classification"].items():
         entries[name]["figures"][results["split"]] = figures
-    (weights / MANIFEST).write_text(json.dumps({"models": entries}, indent=2) + "\n")
+    write_manifest(weights, entries)
     for path in (weights / "MODEL_CARD.md", weights.parent / "README.md"):
         if path.exists():
             write_between(path, "evaluation", tables(results))

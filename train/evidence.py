@@ -47,7 +47,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from manet_core import CLASSES, create_classifier, list_models
-from manet_core.weights import MANIFEST, fingerprint, load_network, read_manifest
+from manet_core.weights import fingerprint, load_network, read_manifest, write_manifest
 
 from . import attention_study, familiarity, robustness
 from .calibration import calibration, fit_temperature
@@ -525,7 +525,7 @@ def record(evidence: dict, weights: Path) -> None:
     models = read_manifest(weights)
     for name, figures in evidence["models"].items():
         models[name]["temperature"] = figures["calibration"]["temperature"]
-    (weights / MANIFEST).write_text(json.dumps({"models": models}, indent=2) + "\n")
+    write_manifest(weights, models)
     for path in (weights / "MODEL_CARD.md", weights.parent / "README.md"):
         if path.exists():
             write_between(path, "evidence", headline(evidence))

@@ -9,7 +9,6 @@ by `train.evidence`.
 """
 
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from manet_core.familiarity import Familiarity
 from manet_core.files.quality import picture_warnings
 from manet_core.lungs import Lungs, mask_warnings, predict_lungs
 from manet_core.preprocess import resize
-from manet_core.weights import MANIFEST, load_network, read_manifest, sha256
+from manet_core.weights import load_network, read_manifest, sha256, write_manifest
 
 from .data import Pictures
 from .evaluate import options
@@ -175,7 +174,7 @@ def main() -> None:
         "share": known.share,
         "n": len(features["train"]),
     }
-    (args.weights / MANIFEST).write_text(json.dumps({"models": models}, indent=2) + "\n")
+    write_manifest(args.weights, models)
     print(f"{path}: {args.share:.0%} of {len(features['val'])} validation X-rays lie below {known.limit:.2f}")
 
 

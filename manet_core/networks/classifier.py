@@ -23,6 +23,11 @@ class Classifier(nn.Module):
         """The module whose output `forward_features` returns: where Grad-CAM and its relatives look."""
         raise TypeError(f"{type(self).__name__} does not define last_block.")
 
+    @property
+    def finer_block(self) -> nn.Module:
+        """The last module whose output has twice the resolution of `last_block`'s, for finer heatmaps."""
+        raise TypeError(f"{type(self).__name__} does not define finer_block.")
+
     def walk(self, x: Tensor | None, m: AttentionMap | NoMap) -> tuple[Tensor | None, AttentionMap | NoMap]:
         """Lead an image and the mask's map through all layers up to the last features.
 

@@ -101,7 +101,8 @@ class Inception(Classifier, torchvisions.Inception3):
         self.cbam = nn.ModuleDict()
         if attention == "cbam":
             self.cbam.update({name: CBAM(channels) for name, channels in MODULES.items()})
-        self.out = nn.Identity()  # the last module puts out features and map, and hooks want the features
+        # Modules put out features and map; hooks want the features.
+        self.finer, self.out = nn.Identity(), nn.Identity()
 
     @property
     def last_block(self) -> nn.Module:
@@ -120,10 +121,16 @@ class Inception(Classifier, torchvisions.Inception3):
             x, m = getattr(self, name)(x, m)
             if self.cbam and x is not None:
                 x = self.cbam[name](x)
+            if name == "Mixed_6e" and x is not None:
+                x = self.finer(x)
         return None if x is None else self.out(x), m
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.fc(self.dropout(self.avgpool(features)).flatten(1))
+
+    @property
+    def finer_block(self) -> nn.Module:
+        return self.finer
 
     def cbams(self) -> Iterator[tuple[CBAM, list[nn.BatchNorm2d]]]:
         for name, cbam in self.cbam.items():

@@ -73,7 +73,8 @@ class ResNet(Classifier, torchvisions.ResNet):
         if in_channels != 3:
             self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.out = nn.Identity()  # the last block puts out features and map, and hooks want the features
+        # Blocks put out features and map; hooks want the features.
+        self.finer, self.out = nn.Identity(), nn.Identity()
 
     @property
     def last_block(self) -> nn.Module:
@@ -87,7 +88,13 @@ class ResNet(Classifier, torchvisions.ResNet):
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x, m = block(x, m)
+            if layer is self.layer3 and x is not None:
+                x = self.finer(x)
         return None if x is None else self.out(x), m
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.fc(self.avgpool(features).flatten(1))
+
+    @property
+    def finer_block(self) -> nn.Module:
+        return self.finer

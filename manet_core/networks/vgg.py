@@ -48,6 +48,11 @@ class VGG(Classifier, torchvision.models.VGG):
     def forward_head(self, features: Tensor) -> Tensor:
         return self.classifier(self.avgpool(self.features[-1](features)).flatten(1))
 
+    @property
+    def finer_block(self) -> nn.Module:
+        poolings = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        return self.features[poolings[-2] - 1]
+
     def cbams(self) -> Iterator[tuple[CBAM, list[nn.BatchNorm2d]]]:
         for i, cbam in self.cbam.items():
             yield cbam, [self.features[int(i)]]
