@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score, f1_score
 from torch.utils.data import DataLoader
 
 from manet_core import CLASSES, Pipeline, create_classifier, load_xray
@@ -76,7 +75,18 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
     run(export, "--run", tmp_path / "c", "--weights", weights)
     card = weights / "MODEL_CARD.md"
     card.write_text("before\n<!-- evaluation -->\nold\n<!-- /evaluation -->\nafter\n")
-    run(evaluate, "--data", phantoms, "--weights", weights, "--cache", cache, "--out", tmp_path / "results", "--record")
+    run(
+        evaluate,
+        "--data",
+        phantoms,
+        "--weights",
+        weights,
+        "--cache",
+        cache,
+        "--results",
+        tmp_path / "results",
+        "--record",
+    )
 
     log = (tmp_path / "seg" / "log.csv").read_text().splitlines()
     assert len(log) == 21 and "iou_kermany" in log[0]
@@ -588,37 +598,6 @@ def test_dice_loss_and_iou_by_hand():
     found, truth = logits[:, 0].numpy() > 0, mask[:, 0].numpy() > 0
     assert intersection_over_union(found, truth) == [0.5]
     assert intersection_over_union(np.zeros((1, 2, 2), bool), np.zeros((1, 2, 2), bool)) == [1.0]
-
-
-def test_figures_equal_scikit_learns(rng):
-    truth = rng.integers(0, 5, 300)
-    probabilities = rng.dirichlet(np.ones(5), 300)
-    probabilities[np.arange(300), truth] += 0.3
-    predicted = probabilities.argmax(1)
-    weights = evaluate.bootstrap_weights(np.arange(300) // 3, 200)
-    got = evaluate.read_test(probabilities, truth, weights)
-    assert got["accuracy"]["value"] == pytest.approx(accuracy_score(truth, predicted))
-    assert got["macro_f1"]["value"] == pytest.approx(f1_score(truth, predicted, average="macro"))
-    drawn = evaluate.confusions(truth, predicted, weights)
-    assert evaluate.macro_f1(drawn)[7] == pytest.approx(
-        f1_score(truth, predicted, average="macro", sample_weight=weights[7])
-    )
-    tb = got["per_class"]["Tuberculosis"]
-    assert tb["sensitivity"] == pytest.approx((predicted[truth == 2] == 2).mean())
-    assert tb["specificity"] == pytest.approx((predicted[truth != 2] != 2).mean())
-
-
-def test_bootstrap_draws_patients_whole():
-    patients = np.array(["a", "a", "b", "c", "c", "c"])
-    weights = evaluate.bootstrap_weights(patients, 4000)
-    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 3] == weights[:, 5]).all()
-    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
-    correct = np.random.default_rng(1).random(400) < 0.8
-    w = evaluate.bootstrap_weights(np.arange(400), 4000)
-    found = evaluate.interval(correct.mean(), w @ correct / w.sum(1))
-    half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 400)
-    assert found["high"] - found["value"] == pytest.approx(half, rel=0.15)
-    assert found["value"] - found["low"] == pytest.approx(half, rel=0.15)
 
 
 def test_epoch_sampler_is_a_permutation_or_follows_its_weights():

@@ -21,35 +21,15 @@ import torch
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from manet_core import CLASSES, list_models
 from manet_core.weights import load_network, read_manifest, sha256, write_manifest
 
-from .calibration import fit_temperature, spare_margins
 from .data import LungPictures, Pictures, draw_weights, predicted_lungs
-from .evaluate import options
+from .measures.calibration import fit_temperature, spare_margins
+from .measures.study import last_layer, options, read_out
 
 COST = 0.01  # of validation accuracy that a new last layer may cost
-
-
-def last_layer(net: nn.Module) -> tuple[str, nn.Linear]:
-    """The layer that gives the logits, and its name."""
-    return [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)][-1]
-
-
-@torch.inference_mode()
-def read_out(net: nn.Module, dataset: LungPictures, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) and what the last layer sees (N, C), both float32, of a data set in its order."""
-    device = next(net.parameters()).device
-    logits, seen = [], []
-    hook = last_layer(net)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu().numpy()))
-    for image, mask, *_ in tqdm(DataLoader(dataset, 16), name, unit="batch of 16"):
-        logits.append(net(image.to(device, memory_format=torch.channels_last), mask.to(device)).float().cpu().numpy())
-    hook.remove()
-    return np.concatenate(logits), np.concatenate(seen)
 
 
 def refit(
