@@ -169,9 +169,7 @@ def train(recipe: Recipe, run: Run) -> dict:
                 images = broad.shown(images, masks, recipe.sees)
         else:
             images, masks, target = batch
-        return class_loss(
-            net(images.to(memory_format=layout), masks), target, task, recipe.label_smoothing
-        )
+        return class_loss(net(images.to(memory_format=layout), masks), target, task, recipe.label_smoothing)
 
     def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
         predicted = predict(net, held, device, autocast(recipe, device), task)

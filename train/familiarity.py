@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from manet_core.familiarity import Familiarity
 from manet_core.lungs import Lungs, predict_lungs
-from manet_core.weights import MANIFEST, load_network, manifest_path, read_manifest, sha256, write_manifest
+from manet_core.weights import load_network, manifest_path, read_manifest, sha256, write_manifest
 
 from .data import Pictures
 from .measures.study import options
@@ -52,17 +52,17 @@ def main() -> None:
     """Fit, and write weights/familiarity.safetensors."""
     p = options(__doc__)
     p.add_argument("--share", type=float, default=0.98, help="of the validation X-rays, to lie below the limit")
+    p.add_argument("--most", type=int, help="training X-rays at most, drawn at random; default: all")
     args = p.parse_args()
     models = read_manifest(args.weights)
     pictures = Pictures(args.data, models["resunet"]["preprocessing"]["size"], args.cache)
     features = {}
     for split in ("train", "val"):
-        rows = pictures.rows(split, labelled=True)
+        rows = np.random.default_rng(0).permutation(pictures.rows(split, labelled=True))[: args.most]
         features[split] = np.stack([lungs.features for _, lungs in segment(read(pictures, rows), args.weights, split)])
     known = learn(features["train"], features["val"], args.share)
-    manifest = manifest_path(args.weights)
-    own = "" if manifest.name == MANIFEST else f"{manifest.stem}."  # another set of weights has another file
-    path = manifest.with_name(f"{own}familiarity.safetensors")
+    segmenter = Path(models["resunet"]["file"]).name  # another segmenter has other features, and another file
+    path = manifest_path(args.weights).with_name(segmenter.replace("resunet", "familiarity"))
     save_file({"mean": known.mean, "precision": known.precision}, path)
     models["resunet"]["familiarity"] = {
         "file": path.name,
