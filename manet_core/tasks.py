@@ -19,6 +19,7 @@ class Task:
         classes: the answers, in the order of the logits.
         paper: where it comes from.
         limits: what a reader must know before believing an answer, in plain sentences.
+        sources: where its training X-rays come from, as far as that misleads a network, in plain sentences.
         exclusive: one answer holds (softmax); False: any number of them (sigmoid).
         column: of the index that holds the label.
         labels: {label of the index: the classes, one of which it is}, for labels that are no class of this task
@@ -31,6 +32,7 @@ class Task:
     classes: tuple[str, ...]
     paper: str
     limits: str
+    sources: str = ""
     exclusive: bool = True
     column: str = "label"
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -102,7 +104,13 @@ MANET = register_task(
         paper="Xu, Lam, Jia: MANet. Neurocomputing 443 (2021)",
         limits=(
             "The five probabilities of a network sum to 100%: it must choose among five answers. Effusion, "
-            "pneumothorax, nodules, heart failure and all else are not among them."
+            "pneumothorax, nodules, heart failure and all else are not among them, and a high “Normal” does not rule "
+            "them out."
+        ),
+        sources=(
+            "The training X-rays tie each class to its source: bacterial and viral pneumonia come from children, "
+            "tuberculosis and COVID-19 from adults of other hospitals. A high number may thus reflect the age or the "
+            "hospital."
         ),
         labels={"Pneumonia (unspecified)": _GERMS},
     )

@@ -15,11 +15,12 @@ from manet_core.weights import MANIFEST, task_of
 from .render import fit
 
 KEEP_SIDE = 1024  # pixels of the picture that is kept
-# Where Gradio's queue puts what runs networks. Batches and explanations may be under way together, since `Networks`
+# Where Gradio's queue puts what runs networks. Batches, say, may be under way together, since `Networks`
 # gives each X-ray its turn; the lowest limit of an id holds for all of it, so every event needs one of these whole.
 ANALYSES = {"concurrency_id": "analyses", "concurrency_limit": 1}
 BATCHES = {"concurrency_id": "batches", "concurrency_limit": 4}
 EXPLANATIONS = {"concurrency_id": "explanations", "concurrency_limit": 4}
+COMPARISONS = {"concurrency_id": "comparisons", "concurrency_limit": 4}
 
 
 def results_of(weights: str | Path) -> Path:
@@ -91,6 +92,10 @@ class Networks:
         small = resize(x.pixels, fit(x.pixels.shape, KEEP_SIDE))
         return Film(replace(analysis, original=small), {side: resize(x.pixels, side) for side in sides})
 
+    def input_of(self, film: Film, name: str) -> np.ndarray:
+        """A kept film at the size to which the network `name` brings it."""
+        return film.inputs[_side(self.get().entries[name])]
+
     def again(
         self,
         film: Film,
@@ -112,12 +117,9 @@ class Networks:
         readings, found = {}, film.analysis
         for done, name in enumerate(models):
             tell = progress and (lambda share, _, done=done: progress(done + share, len(models)))
-            x = XRay(film.inputs[_side(self.get().entries[name])])
-            found = self.analyze(x, random, models=[name], progress=tell, **options)
+            found = self.analyze(XRay(self.input_of(film, name)), random, models=[name], progress=tell, **options)
             readings |= found.readings
-        return replace(
-            film.analysis, readings=readings, segmentation=found.segmentation, explainer=found.explainer
-        )
+        return replace(film.analysis, readings=readings, segmentation=found.segmentation, explainer=found.explainer)
 
     def _randomised(self, pipeline: Pipeline) -> Pipeline:
         if self._random is None:

@@ -127,9 +127,7 @@ class OpinionTab:
         ]  # fmt: skip
         event = {"outputs": shown, "show_progress": "hidden"} | _PRIVATE | ANALYSES
         asked = [self.quiz, self.explainer, *view]
-        self.drop.upload(
-            self._answer_upload, [self.drop, *asked], preprocess=False, trigger_mode="multiple", **event
-        )
+        self.drop.upload(self._answer_upload, [self.drop, *asked], preprocess=False, trigger_mode="multiple", **event)
         for name, button in self.phantoms.items():
             button.click(self._answer_phantom(name), asked, **event)
         self.guess.input(
@@ -210,7 +208,8 @@ class OpinionTab:
             count = len(self.networks.get().models)
             yield {self.status: render.stage(f"Segmenting the lungs and running {count} networks …")}
             fast = DEFAULT if get_explainer(explainer).slow else explainer  # minutes are spent only when asked for
-            film = self.networks.keep(x, self.networks.analyze(x, explainer=fast))
+            analysis = self.networks.analyze(x, explainer=fast)
+            film = self.networks.keep(x, analysis)
         except (XRayError, WeightsError) as error:
             yield self._refusal(str(error))
             return
@@ -218,7 +217,7 @@ class OpinionTab:
             logging.exception("The analysis failed.")
             yield self._refusal("The analysis failed, and the server’s log says why; try another picture.")
             return
-        yield self._shown(film, quiz, view)
+        yield self._shown(film, quiz, view) | {self.pictures: render.pictures(analysis)}
 
     def _refusal(self, sentence: str) -> dict:
         return {
@@ -235,7 +234,6 @@ class OpinionTab:
         quiz = quiz and task is not None
         return {
             self.status: render.alert("Warning", analysis.warnings),
-            self.pictures: render.pictures(analysis, film.size),
             self.headline: gr.update(visible=not quiz),
             self.result: gr.update(visible=not quiz),
             self.quiz_panel: gr.update(visible=quiz),
@@ -259,14 +257,19 @@ class OpinionTab:
         mine = self._explaining[request.session_hash] = object()
         title, told = get_explainer(name).title, SimpleQueue()
 
-        def progress(done: float, count: int) -> None:
+        def go_on() -> None:
             if self._explaining.get(request.session_hash) is not mine:
                 raise _Superseded
+
+        def progress(done: float, count: int) -> None:
+            go_on()
             told.put((done, count))
 
         def explained() -> Film:
             models = list(film.analysis.readings)
-            return replace(film, analysis=self.networks.again(film, models, progress, explainer=name))
+            found = replace(film, analysis=self.networks.again(film, models, progress, explainer=name))
+            go_on()
+            return found
 
         yield {self.progress: render.stage(f"Computing heatmaps by {title} …")}
         with ThreadPoolExecutor(1) as pool:
@@ -278,7 +281,6 @@ class OpinionTab:
                 yield {self.progress: render.stage(f"{text}, {done / count:.0%} …")}
         try:
             film = job.result()
-            progress(1, 1)
         except _Superseded:
             return
         except Exception:

@@ -214,7 +214,8 @@ def _summary(task: Task, analysis: Analysis) -> str:
 def limits(analysis: Analysis) -> str:
     """What the numbers leave out, as the tasks say it."""
     said = "".join(
-        f"<p>{_titled(task, analysis)}{escape(task.limits)}</p>" for task in map(get_task, analysis.tasks)
+        f"<p>{_titled(task, analysis)}{escape(task.limits)} {escape(task.sources)}</p>"
+        for task in map(get_task, analysis.tasks)
     )
     return f"""
 <section class="limits" aria-label="Limits of the numbers"><p><b>{DISCLAIMER}</b></p>{said}</section>
