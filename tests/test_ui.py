@@ -6,6 +6,7 @@ import io
 import json
 import re
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import numpy as np
@@ -112,6 +113,23 @@ def test_what_is_computed_again_equals_what_came_from_the_file(many_tasks, expla
         assert again.readings[name].in_lung == reading.in_lung and again.readings[name].box == reading.box
         assert all(np.array_equal(again.readings[name].heatmaps[c], h) for c, h in reading.heatmaps.items())
     assert [step for step, _ in done] == sorted(step for step, _ in done) and done[-1] == (4, 4)
+
+
+def test_a_slow_explainer_lets_others_go_first(many_tasks):
+    networks, x, read = Networks(many_tasks), phantom(128), []
+    film = networks.keep(x, networks.analyze(x))
+
+    def progress(done: float, count: int) -> None:
+        if not read:
+            with ThreadPoolExecutor(1) as pool:
+                read.append(pool.submit(networks.analyze, x).result(60))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # whatever is raised there ends the work
+        networks.again(film, ["efficientnet_lite0"], progress, explainer="scorecam")
+    for name, reading in film.analysis.readings.items():
+        assert read[0].readings[name].probabilities == reading.probabilities
+    assert networks.analyze(x).readings.keys() == film.analysis.readings.keys()
 
 
 def test_little_is_kept_of_a_large_film(many_tasks):

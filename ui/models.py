@@ -22,12 +22,12 @@ _CONTROLS = {
 _EXTERNAL = (
     "The internal test split comes from the hospitals of the training X-rays. The external X-rays come from other "
     "hospitals, and none was trained on: a network that loses accuracy there has also learnt the hospital, the age or "
-    "the machine. Some last layers were refitted after external figures had been seen, so expect slightly lower "
+    "the scanner. Some last layers were refitted after external figures had been seen, so expect slightly lower "
     "figures on X-rays that nobody has looked at."
 )
 _VALIDITY = (
-    "Controls had the same short training and differ in what they were shown: whatever a control scores without the "
-    "lungs’ texture shows how much of the accuracy needs none."
+    "The controls had the same short training and differ in what they were shown. The accuracy of a control that was "
+    "shown no lung tissue does not depend on it."
 )
 _HINT = "Accuracy (internal) and sensitivity (external), % (95 % CI over patients)."
 

@@ -1,7 +1,9 @@
 """The pipeline behind the page: loaded once, one X-ray at a time; and what is kept of an X-ray while it is shown."""
 
 import threading
+import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 
 from manet_core import Analysis, Pipeline, XRay, create_classifier
+from manet_core.explain import DEFAULT, get_explainer
 from manet_core.preprocess import resize
 from manet_core.weights import MANIFEST, task_of
 
@@ -109,17 +112,43 @@ class Networks:
         Args:
             film: from `keep`.
             models: of its analysis, the networks to run.
-            progress: called with the networks that are done, whole or in part, and how many there are.
+            progress: called with the networks that are done, whole or in part, and how many there are; what it
+                raises ends the work.
             random: as `analyze` has it.
             options: further arguments of `Pipeline.analyze`; the lungs are the film's unless given.
         """
         options = {"lungs": film.analysis.segmentation} | options
+        slow = get_explainer(options.get("explainer", DEFAULT)).slow
         readings, found = {}, film.analysis
         for done, name in enumerate(models):
             tell = progress and (lambda share, _, done=done: progress(done + share, len(models)))
-            found = self.analyze(XRay(self.input_of(film, name)), random, models=[name], progress=tell, **options)
+            run = self._in_steps if slow else self.analyze
+            found = run(XRay(self.input_of(film, name)), random, models=[name], progress=tell, **options)
             readings |= found.readings
         return replace(film.analysis, readings=readings, segmentation=found.segmentation, explainer=found.explainer)
+
+    def _in_steps(
+        self, x: XRay, random: bool, models: list[str], progress: Callable[[float, int], None] | None, **options
+    ) -> Analysis:
+        """As `analyze`, but others have their turn at every step of a slow explainer, which works on copies."""
+        pipeline = self.get()
+        if random:
+            with self._turn:
+                pipeline = self._randomised(pipeline)
+        nets = {name: deepcopy(pipeline.classifiers[name]) for name in models}
+
+        def step(done: float, count: int) -> None:
+            self._turn.release()
+            try:
+                time.sleep(0.01)  # or this thread takes the lock again before one that waits for it wakes up
+                if progress:
+                    progress(done, count)
+            finally:
+                self._turn.acquire()
+
+        with self._turn:
+            own = Pipeline(pipeline.segmenter, nets, pipeline.entries)
+            return own.analyze(x, models=models, progress=step, **options)
 
     def _randomised(self, pipeline: Pipeline) -> Pipeline:
         if self._random is None:

@@ -240,11 +240,12 @@ def cards(analysis: Analysis, view: View) -> str:
     for name in analysis.tasks:
         task = get_task(name)
         html += f'<h2 class="task">{escape(task.title)} <span>{escape(task.paper)}</span></h2>' if several else ""
-        html += _grid(task, analysis.readings_of(name), view)
+        html += _grid(task, analysis.readings_of(name), view, least=3 if several else 1)
     return html
 
 
-def _grid(task: Task, readings: dict[str, Reading], view: View) -> str:
+def _grid(task: Task, readings: dict[str, Reading], view: View, least: int) -> str:
+    """The cards of one task in columns of at least `least`, so that those of several tasks have one size."""
     rows, columns = [], list(ATTENTIONS)
     used = sorted({columns.index(titles(model)[2]) for model in readings})
     explained = {m: view.explain if view.explain in task.classes else r.predicted for m, r in readings.items()}
@@ -260,7 +261,7 @@ def _grid(task: Task, readings: dict[str, Reading], view: View) -> str:
             heatmap = heatmap * np.float32(reading.peaks[explained[model]] / highest)
         body += _card(model, reading, explained[model], heat_picture(heatmap, view.colours), place)
     label = f"Readings: {escape(task.title)}"
-    return f'<section class="cards" style="--columns:{max(1, len(used))}" aria-label="{label}">{body}</section>'
+    return f'<section class="cards" style="--columns:{max(least, len(used))}" aria-label="{label}">{body}</section>'
 
 
 def notes(analysis: Analysis) -> str:
