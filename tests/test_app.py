@@ -425,13 +425,13 @@ def test_batch_endpoint(server, client, phantom_png, text_file, tmp_path):
 
 def test_batches_do_not_wait_for_one_another(client, phantom_png, tmp_path):
     with zipfile.ZipFile(tmp_path / "long.zip", "w") as archive:
-        for number in range(60):
+        for number in range(30):
             archive.writestr(f"{number}.png", _png(phantom(256, seed=number % 3).pixels))
     long = client.submit([handle_file(tmp_path / "long.zip")], api_name="/batch")
     _wait_until(lambda: long.status().code.name == "PROCESSING")
     assert "readings" in client.predict([handle_file(phantom_png)], api_name="/batch")[0]
     assert not long.done()
-    assert len(long.result()) == 60 and all("readings" in row for row in long.result())
+    assert len(long.result()) == 30 and all("readings" in row for row in long.result())
 
 
 def test_models_endpoint(client, random_weights):
