@@ -525,7 +525,7 @@ def test_read_first(server, page):
     assert not page.is_visible(".card") and not page.is_visible(".summary")
     _shot(page, "read-first")
     page.click("label:has-text('Tuberculosis') >> visible=true")
-    page.wait_for_selector(".quiz >> text=You said Tuberculosis")
+    page.wait_for_selector(".quiz >> text=You read Tuberculosis")
     page.wait_for_selector(".card")
     assert re.search("agree on [01] of 1", page.inner_text(".quiz"))
 

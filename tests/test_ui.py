@@ -327,7 +327,7 @@ def test_the_heatmap_of_the_lungs_box_lies_where_the_box_is(rng):
 def test_the_verdict_on_a_student_tells_agreement_and_not_truth():
     html = render.verdict("Normal", {"COVID-19": 2, "Normal": 1}, (3, 4))
     _well_formed(html)
-    assert "You said Normal ; the networks say COVID-19 by 2, Normal by 1." in _shown(html)
+    assert "You read Normal ; the networks predict COVID-19 by 2, Normal by 1." in _shown(html)
     assert "3 of 4" in html and "not truth" in html
 
 
@@ -587,7 +587,7 @@ def test_grid_has_a_row_an_attention_and_a_column_a_class(readings):
     assert re.findall(r'<th scope="row">([^<]+)', html) == ["mask attention (MA)", "CBAM"]
     assert html.count('class="heat"') == 2 * len(CLASSES) and html.count('class="top"') == 2
     assert "all but the lungs" in html and "RANDOM" in html
-    drawn = np.asarray(_picture(re.search(r"--seen:url\(([^)]+)\)", html)[1]))
+    drawn = np.asarray(_picture(re.search(r"--shown:url\(([^)]+)\)", html)[1]))
     assert (drawn[inside] == 0).all() and (drawn[~inside] > 0).any()
 
 

@@ -67,7 +67,7 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
                 rows.append(row(name, str(error)))
             except Exception:  # the others are not to suffer for one
                 logging.exception("The analysis of one file failed.")
-                rows.append(row(name, "The analysis failed, and the server's log says why."))
+                rows.append(row(name, "The analysis failed, and the server’s log says why."))
             yield rows, len(found)
 
 
@@ -160,7 +160,7 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> XRay:
 
 
 def row(name: str, found: Analysis | str) -> dict:
-    """What a table, CSV or JSON says of one file: an analysis, or the sentence why there is none."""
+    """One file's entry in table, CSV and JSON: an analysis, or the sentence why there is none."""
     if isinstance(found, str):
         return {"file": name, "error": found}
     small = resize(found.original, fit(found.original.shape, _THUMBNAIL))
@@ -191,8 +191,8 @@ def as_json(rows: list[dict]) -> str:
 
 def _tasks(rows: list[dict]) -> list[str]:
     """The tasks of the rows, in the order of the registry."""
-    asked = {task for r in rows for task in r.get("consensus", {})}
-    return [task for task in list_tasks() if task in asked]
+    found = {task for r in rows for task in r.get("consensus", {})}
+    return [task for task in list_tasks() if task in found]
 
 
 def _joined(task: str, names: list[str]) -> str:
@@ -268,8 +268,8 @@ def _line(r: dict, tasks: list[str]) -> str:
     cells = ""
     for task in tasks:
         found = r["consensus"][task]
-        said, counts, of = _counted(task, found)
-        cells += f"<td>{escape(said)}</td>"
+        predicted, counts, of = _counted(task, found)
+        cells += f"<td>{escape(predicted)}</td>"
         cells += f'<td data-sort="{max(found["counts"], default=0)}">{counts} of {of}</td>'
         means = " / ".join(f"{mean:.0%}" for mean in found["means"])
         cells += f'<td data-sort="{max(found["means"], default=0)}">{means}</td>'

@@ -177,24 +177,24 @@ def _card(task: Task, name: str, entry: dict, found: dict | None) -> str:
         return f"<details>{title}, not measured</summary>{_training(entry)}</details>"
     if "test" not in found:
         mean = found.get("findings", {}).get("mean_auroc")
-        said = f", mean AUROC {mean:.2f} on the internal test split" if mean else ""
-        return f"<details>{title}{said}</summary>{_training(entry)}</details>"
+        summary = f", mean AUROC {mean:.2f} on the internal test split" if mean else ""
+        return f"<details>{title}{summary}</summary>{_training(entry)}</details>"
     test, calibration = found["test"], found["calibration"]
     rows = [
         [c, str(f["n"]), f"{100 * f['sensitivity']:.0f}", f"{100 * f['specificity']:.0f}", f"{f['auroc']:.3f}"]
         for c, f in test["per_class"].items()
     ]
-    caption = "Internal test split, each class against the others."
-    classes = _table(["", "n", "sensitivity, %", "specificity, %", "AUROC"], rows, caption)
+    head = ["", "n", "sensitivity, %", "specificity, %", "AUROC"]
+    classes = _table(head, rows, "Internal test split, each class against the others.")
     after = calibration["test"]["after"]
-    said = (
+    caption = (
         f"Calibration: of the predictions with a probability of 80%, are 80% right? Expected calibration error "
         f"{after['ece']:.3f}, temperature {calibration['temperature']:.2f}."
     )
     return (
         f"<details>{title}, accuracy {100 * test['accuracy']['value']:.0f}% on the internal test split</summary>"
         f'<div class="figures">{classes}{_confusion(task.classes, test["confusion"])}'
-        f"<figure>{reliability_svg(after['reliability'])}<figcaption>{said}</figcaption>"
+        f"<figure>{reliability_svg(after['reliability'])}<figcaption>{caption}</figcaption>"
         f"</figure></div>{_training(entry)}</details>"
     )
 

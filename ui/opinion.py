@@ -126,10 +126,10 @@ class OpinionTab:
             self.quiz_panel, self.guess,
         ]  # fmt: skip
         event = {"outputs": shown, "show_progress": "hidden"} | _PRIVATE | ANALYSES
-        asked = [self.quiz, self.explainer, *view]
-        self.drop.upload(self._answer_upload, [self.drop, *asked], preprocess=False, trigger_mode="multiple", **event)
+        options = [self.quiz, self.explainer, *view]
+        self.drop.upload(self._answer_upload, [self.drop, *options], preprocess=False, trigger_mode="multiple", **event)
         for name, button in self.phantoms.items():
-            button.click(self._answer_phantom(name), asked, **event)
+            button.click(self._answer_phantom(name), options, **event)
         self.guess.input(
             self._reveal, [self.found, self.guess, self.score],
             [self.headline, self.result, self.quiz_panel, self.verdict, self.score],

@@ -198,36 +198,38 @@ def summary(analysis: Analysis) -> str:
 
 
 def _summary(task: Task, analysis: Analysis) -> str:
-    readings, votes, said = analysis.readings_of(task.name).values(), analysis.votes_of(task.name), []
+    readings, votes, predicted = analysis.readings_of(task.name).values(), analysis.votes_of(task.name), []
     for name, count in votes.items():
         mean = np.mean([reading.probabilities[name] for reading in readings])
-        said.append(f"<b>{escape(shown_name(name))}</b> by {count} of {len(readings)} (mean probability {mean:.0%})")
+        predicted.append(
+            f"<b>{escape(shown_name(name))}</b> by {count} of {len(readings)} (mean probability {mean:.0%})"
+        )
     if not task.exclusive:
         start = "Findings of 50% or more"
     elif len(readings) == 1:
         start = "Predicted"
     else:
         start = "The networks agree" if len(votes) == 1 else "The networks disagree"
-    return f'<h2 class="summary">{_titled(task, analysis)}{start}: {", ".join(said) or "none"}</h2>'
+    return f'<h2 class="summary">{_titled(task, analysis)}{start}: {", ".join(predicted) or "none"}</h2>'
 
 
 def limits(analysis: Analysis) -> str:
-    """What the numbers leave out, as the tasks say it."""
-    said = "".join(
+    """What the numbers leave out, by task."""
+    paragraphs = "".join(
         f"<p>{_titled(task, analysis)}{escape(task.limits)} {escape(task.sources)}</p>"
         for task in map(get_task, analysis.tasks)
     )
     return f"""
-<section class="limits" aria-label="Limits of the numbers"><p><b>{DISCLAIMER}</b></p>{said}</section>
+<section class="limits" aria-label="Limits of the numbers"><p><b>{DISCLAIMER}</b></p>{paragraphs}</section>
 """
 
 
 def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:
-    """What a student said beside what the networks say, and how often the two agreed (agreements, X-rays)."""
-    said = ", ".join(f"{escape(shown_name(name))} by {count}" for name, count in votes.items()) or "nothing"
+    """What a student said beside what the networks predict, and how often the two agreed (agreements, X-rays)."""
+    predicted = ", ".join(f"{escape(shown_name(name))} by {count}" for name, count in votes.items()) or "nothing"
     agreed, read = score
     return (
-        f'<p class="quiz" role="status">You said <b>{escape(shown_name(guess))}</b>; the networks say {said}. So far '
+        f'<p class="quiz" role="status">You read <b>{escape(shown_name(guess))}</b>; the networks predict {predicted}. So far '
         f"you and most of them agree on <b>{agreed} of {read}</b>. Agreement is not truth: the networks err, "
         "often so on X-rays of other hospitals.</p>"
     )

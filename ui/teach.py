@@ -160,7 +160,7 @@ def grid(analysis: Analysis, inputs: dict[str, np.ndarray], what: str, random: b
     for name, r in analysis.readings.items():
         attention, predicted = escape(titles(name)[1]), escape(shown_name(r.predicted))
         cells = "".join(_cell(r, label, attention) for label in classes)
-        rows += f"""<tr style="--seen:url({data_url((inputs[name] + 1) / 2)})">
+        rows += f"""<tr style="--shown:url({data_url((inputs[name] + 1) / 2)})">
 <th scope="row">{attention}<br>predicts<br><b>{predicted}</b></th>{cells}</tr>"""
     text = {key: text for text, key in INPUTS}[what]
     note = "The networks have RANDOM weights: a heatmap that looks the same as before explains nothing. " * random
@@ -175,7 +175,7 @@ compare the classes of one network.</p>
 def _cell(r: Reading, label: str, attention: str) -> str:
     top = ' class="top"' if label in r.present else ""
     figures = f"{r.probabilities[label]:.1%}, peak {r.peaks[label]:.2g}, {r.in_lung[label]:.0%} in lung"
-    return f"""<td{top}><span class="seen"><img class="heat" src="{data_url(heat_picture(r.heatmaps[label]))}"
+    return f"""<td{top}><span class="shown"><img class="heat" src="{data_url(heat_picture(r.heatmaps[label]))}"
 alt="Heatmap of {escape(shown_name(label))} by {attention}"></span>{figures}</td>"""
 
 
