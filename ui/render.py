@@ -229,9 +229,9 @@ def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:
     predicted = ", ".join(f"{escape(shown_name(name))} by {count}" for name, count in votes.items()) or "nothing"
     agreed, read = score
     return (
-        f'<p class="quiz" role="status">You read <b>{escape(shown_name(guess))}</b>; the networks predict {predicted}. So far '
-        f"you and most of them agree on <b>{agreed} of {read}</b>. Agreement is not truth: the networks err, "
-        "often so on X-rays of other hospitals.</p>"
+        f'<p class="quiz" role="status">You read <b>{escape(shown_name(guess))}</b>; the networks predict '
+        f"{predicted}. So far you and most of them agree on <b>{agreed} of {read}</b>. Agreement is not truth: the "
+        "networks err, often so on X-rays of other hospitals.</p>"
     )
 
 
