@@ -19,12 +19,12 @@ class Task:
         classes: the answers, in the order of the logits.
         paper: where it comes from.
         limits: what a reader must know before believing an answer, in plain sentences.
-        sources: where its training X-rays come from, as far as that misleads a network, in plain sentences.
         exclusive: one answer holds (softmax); False: any number of them (sigmoid).
         column: of the index that holds the label.
         labels: {label of the index: the classes, one of which it is}, for labels that are no class of this task
             themselves; a class stands for itself.
         negative: for tasks that are not exclusive, the label that means "none of the classes".
+        sources: where its training X-rays come from, as far as that misleads a network, in plain sentences.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Task:
     classes: tuple[str, ...]
     paper: str
     limits: str
-    sources: str = ""
     exclusive: bool = True
     column: str = "label"
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     negative: str = ""
+    sources: str = ""
 
     def target(self, label: str) -> np.ndarray:
         """What a cell of the index says of each class.
