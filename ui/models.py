@@ -26,8 +26,8 @@ _EXTERNAL = (
     "figures on X-rays that nobody has looked at."
 )
 _VALIDITY = (
-    "The controls had the same short training and differ in what they were shown. The accuracy of a control that was "
-    "shown no lung tissue does not depend on it."
+    "The controls had the same short training and differ in what they were shown. Accuracy that a control reaches "
+    "without lung tissue does not depend on lung tissue."
 )
 _HINT = "Accuracy (internal) and sensitivity (external), % (95 % CI over patients)."
 
