@@ -29,7 +29,7 @@ from manet_core import CLASSES, Pipeline, create_classifier, list_models
 from manet_core.networks.registry import split_name
 from manet_core.phantom import phantom
 
-from . import classify
+from . import classify, run_verb
 from .data import augmentation
 from .evaluate import write_between
 
@@ -235,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

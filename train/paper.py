@@ -39,7 +39,7 @@ from tqdm import tqdm
 from manet_core import CLASSES, create_classifier, list_models
 from manet_core.weights import load_network, read_manifest, sha256
 
-from . import classify, figures, tables
+from . import classify, figures, run_verb, tables
 from .benchmark import benchmark_mask_attention
 from .complexity import last_map, table_3
 from .data import read_index, split_by_image
@@ -222,4 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)
