@@ -16,7 +16,6 @@ what was chosen and the temperature that goes with it. `train.evaluate` and `tra
 """
 
 import argparse
-import json
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from manet_core import CLASSES, list_models
-from manet_core.weights import MANIFEST, load_network, read_manifest, sha256
+from manet_core.weights import load_network, read_manifest, sha256, write_manifest
 
 from . import run_verb
 from .calibration import fit_temperature, spare_margins
@@ -201,7 +200,7 @@ def main() -> None:
         raise SystemExit(f"There are no weights of {', '.join(sorted(unknown))}; there are: {', '.join(shipped)}.")
     for name in args.models or shipped:
         entries[name] = refit_network(args, name, entries[name])
-        (args.weights / MANIFEST).write_text(json.dumps({"models": entries}, indent=2) + "\n")
+        write_manifest(args.weights, entries)
 
 
 if __name__ == "__main__":
