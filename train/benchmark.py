@@ -31,8 +31,9 @@ from manet_core.phantom import phantom
 from manet_core.tasks import MANET
 
 from . import run_verb
+from .augment import augmentation
 from .classify import class_loss
-from .data import augmentation, lung_pictures
+from .data import lung_pictures
 from .engine import autocast, device_of
 from .evaluate import write_between
 from .recipe import Recipe, Run

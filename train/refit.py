@@ -27,12 +27,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from manet_core import CLASSES, list_models
+from manet_core import list_models
+from manet_core.tasks import get_task
 from manet_core.weights import load_network, read_manifest, sha256, write_manifest
 
 from . import run_verb
 from .calibration import fit_temperature, spare_margins
-from .data import LungPictures, Pictures, predicted_lungs
+from .data import LungPictures, Pictures, View, predicted_lungs
 from .evaluate import options
 
 CLASS_WEIGHTS = ("natural", "equal")
@@ -127,21 +128,25 @@ def choose(
 
 def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
     """The manifest entry of a network with the last layer that was chosen for it, whose file is written."""
-    pictures = Pictures(args.data, entry["preprocessing"]["size"], args.cache)
-    rows = pictures.rows("train", "val", labelled=True)
-    index, labels = pictures.index.iloc[rows], pictures.labels(rows)
+    task, view = get_task(entry["task"]), View.of(entry["preprocessing"])
+    pictures = Pictures(args.data, view.working, args.cache)
+    rows = pictures.rows("train", "val", task=task)
+    targets = pictures.targets(rows, task)
+    rows, labels = rows[targets.sum(1) == 1], targets[targets.sum(1) == 1].argmax(1)  # of one certain class
+    index = pictures.index.iloc[rows]
     train = (index.split == "train").to_numpy()
-    if missing := [label for k, label in enumerate(CLASSES) if k not in labels[train]]:
+    if missing := [label for k, label in enumerate(task.classes) if k not in labels[train]]:
         raise SystemExit(f"There is no training X-ray of {', '.join(missing)}: a last layer cannot be fitted.")
     net = load_network(args.weights, name, args.device, refitted=False)
-    dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, args.weights, rows))
+    lungs = predicted_lungs(pictures, args.weights, rows)
+    dataset = LungPictures("classify", pictures, rows, lungs, asked=task, view=view)
     logits, features = read_out(net, dataset, name)
     layer, trained = last_layer(net)
     sources = index.source.to_numpy()[train]
     weight, bias = refit(features[train].astype(np.float64), labels[train], sources, args.strength, args.class_weights)
     refitted = features @ weight.T + bias
     kept, margins, found = choose(logits[~train], refitted[~train], labels[~train], args.share, args.cost)
-    print(f"{name}: sensitivity on validation, % of {', '.join(CLASSES)}")
+    print(f"{name}: sensitivity on validation, % of {', '.join(task.classes)}")
     for which, said in (
         ("as trained", "as trained"),
         ("refitted", "refitted, with margins"),
@@ -168,9 +173,9 @@ def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
         "strength": args.strength,
         "share": args.share,
         "class_weights": args.class_weights,
-        "margins": dict(zip(CLASSES, margins.tolist())),
+        "margins": dict(zip(task.classes, margins.tolist())),
         "validation_sensitivity": {
-            which: {label: value for label, value in zip(CLASSES, values.tolist()) if np.isfinite(value)}
+            which: {label: value for label, value in zip(task.classes, values.tolist()) if np.isfinite(value)}
             for which, values in found.items()
         },
     }
@@ -195,9 +200,11 @@ def main() -> None:
     args = p.parse_args()
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     entries = read_manifest(args.weights)
-    shipped = [name for name in list_models() if name in entries]
+    shipped = [name for name in list_models() if name in entries and get_task(entries[name]["task"]).exclusive]
     if unknown := set(args.models or []) - set(shipped):
-        raise SystemExit(f"There are no weights of {', '.join(sorted(unknown))}; there are: {', '.join(shipped)}.")
+        raise SystemExit(
+            f"No last layer can be fitted for {', '.join(sorted(unknown))}; there are: {', '.join(shipped)}."
+        )
     for name in args.models or shipped:
         entries[name] = refit_network(args, name, entries[name])
         write_manifest(args.weights, entries)
