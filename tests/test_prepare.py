@@ -11,7 +11,7 @@ from manet_core.weights import read_manifest
 from train import sources
 from train.data import COLUMNS, read_index
 from train.prepare import composition, credits, find, main, split, violations
-from train.sources import Film, Source, get_source, mask_group, register_source
+from train.sources import Film, Source, convention_of, get_source, mask_group, register_source
 
 
 def touch(path):
@@ -163,7 +163,7 @@ def test_a_source_from_outside_is_one_row(public, tmp_path, monkeypatch, registr
     assert ours[ours["mask"] != ""].patient.tolist() == ["clinic-1"]
     said = capsys.readouterr().out
     assert "clinic: Our clinic 2026; adults; masks: lung behind heart" in said and "licence: ours." in said
-    assert mask_group("clinic") == mask_group("kermany") == "kermany + clinic"
+    assert mask_group("clinic") == mask_group("kermany") == "kermany + clinic" and convention_of("clinic") == "whole"
     with pytest.raises(SystemExit, match=r"(?s)chest_xray.*clinic +\{healthy,covid\}"):
         (tmp_path / "empty").mkdir()
         prepared(monkeypatch, tmp_path / "empty", tmp_path / "out2")
@@ -184,6 +184,9 @@ def test_a_source_that_contradicts_itself_is_refused(registry):
 def test_masks_of_a_source_are_measured_with_those_that_were_drawn_alike():
     assert mask_group("shenzhen") == mask_group("montgomery") == "shenzhen + montgomery"
     assert mask_group("kermany") == "kermany" and mask_group("not registered") == "not registered"
+    assert [convention_of(name) for name in ("kermany", "shenzhen", "nih", "not registered")] == (
+        ["whole", "aerated", "", ""]
+    )
 
 
 def test_the_model_card_credits_every_source_of_the_weights(weights):

@@ -107,6 +107,11 @@ def mask_group(name: str) -> str:
     return " + ".join([first, *(source.name for source in _SOURCES.values() if source.masks_with == first)])
 
 
+def convention_of(name: str) -> str:
+    """Which part of a lung the masks of a source show, one of `CONVENTIONS`; "" where that is not known."""
+    return _SOURCES[name].convention if name in _SOURCES else ""
+
+
 # --- the folders as they are published ------------------------------------------------------------------------------
 
 _KERMANY = re.compile(r"(?P<person>person\d+)_(?P<kind>bacteria|virus)_\d+|(?P<normal>(?:NORMAL2-)?IM-\d+)-[\d-]+")
