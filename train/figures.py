@@ -16,7 +16,7 @@ from manet_core.tasks import MANET
 
 from .data import lung_pictures
 
-STYLES = {"": "-", "ma": "--", "cbam": ":"}
+STYLES = {"": "-", "ma": "--", "nma": "-.", "cbam": ":"}
 
 
 def validation_curves(runs: list[dict], path: Path) -> None:
