@@ -31,8 +31,8 @@ class Familiarity:
     share: float
 
     @classmethod
-    def load(cls, folder: str | Path, entry: dict) -> "Familiarity | None":
-        """What the manifest `entry` of a segmenter names in `folder`; None if it names nothing.
+    def load(cls, weights: str | Path, entry: dict) -> "Familiarity | None":
+        """What the manifest `entry` of a segmenter names beside the manifest; None if it names nothing.
 
         Raises:
             WeightsError: the file is missing or damaged.
@@ -40,7 +40,7 @@ class Familiarity:
         if "familiarity" not in entry:
             return None
         known = entry["familiarity"]
-        arrays = load_file(verified(folder, known))
+        arrays = load_file(verified(weights, known))
         return cls(arrays["mean"], arrays["precision"], known["limit"], known["share"])
 
     def distance(self, features: np.ndarray) -> float:

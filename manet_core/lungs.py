@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_fill_holes
+from scipy.ndimage import binary_fill_holes, gaussian_filter
 from skimage.measure import label, regionprops
 from skimage.morphology import remove_small_objects
 from torch import nn
 
 from .preprocess import resize, to_unit_range
 
+SMOOTHING = 1.0  # pixels of the segmenter: standard deviation of the Gaussian that rounds an enlarged outline
 SMALLEST_LUNG = 0.01  # share of the picture; smaller objects are removed from a mask
 
 
@@ -48,7 +49,7 @@ class Lungs:
 
     def raw_at(self, size: tuple[int, int] | int) -> np.ndarray:
         """The mask as predicted, (H, W) bool, its outline interpolated from the probabilities."""
-        return resize(self.probability, size) > 0.5
+        return _at(self.probability, size)
 
     def at(self, size: tuple[int, int] | int) -> np.ndarray:
         """The cleaned mask, (H, W) bool, with the same interpolated outline."""
@@ -56,7 +57,17 @@ class Lungs:
             return self.cleaned
         raw = self.probability > 0.5
         edited = np.where(self.cleaned == raw, self.probability, self.cleaned.astype(np.float32))
-        return resize(edited, size) > 0.5
+        return _at(edited, size)
+
+
+def _at(probability: np.ndarray, size: tuple[int, int] | int) -> np.ndarray:
+    """Where a probability map, brought to `size`, is over a half.
+
+    A network is sure of nearly every pixel: much enlarged as it is, its map would keep the steps of its pixels.
+    """
+    if np.greater(size, np.multiply(probability.shape, 2)).any():
+        probability = gaussian_filter(probability, SMOOTHING, mode="nearest")
+    return resize(probability, size) > 0.5
 
 
 def sides(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,53 +1,83 @@
 """X-ray in, second opinion out: masks, readings, heatmaps, warnings."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from .explain.gradcam import grad_cam, scale_maps
+from .explain import DEFAULT, Explainer, get_explainer
+from .explain.gradcam import scale_maps
+from .explain.progress import watched
 from .familiarity import Familiarity
 from .files.quality import picture_warnings
 from .files.xray import XRay
 from .lungs import Lungs, mask_warnings, predict_lungs, sides
 from .networks.registry import list_models
-from .preprocess import network_input, resize
-from .weights import WeightsError, fingerprint, load_network, read_manifest
+from .preprocess import WHOLE, Box, crop, lung_box, network_input, paste, resize
+from .tasks import get_task, list_tasks
+from .weights import SEGMENT, WeightsError, fingerprint, load_network, read_manifest, task_of, temperature_of
 
 DISCLAIMER = "Research and teaching only, not a medical device."
 SEGMENTER = "resunet"
+Progress = Callable[[float, int], None]  # (networks that are done, how many there are)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reading:
     """What one classifier says of one X-ray.
 
     Attributes:
-        probabilities: {class: float}, sums to 1.
+        probabilities: {class: float}; of an exclusive task they sum to 1.
         predicted: the class of the highest probability.
-        heatmaps: {class: (h, w) float32 in [0, 1]}, Grad-CAM at the last block, at
-            the network's input size, each min–max scaled on its own.
+        heatmaps: {class: (S, S) float32 in [0, 1]}, each min–max scaled on its own, at the network's input size:
+            they cover `box`. {} if none were asked for.
         peaks: {class: float}, each map's raw maximum before scaling.
         in_lung: {class: float in [0, 1]}, the share of the heatmap's mass inside
             the cleaned mask; NaN-free: 0 for an empty heatmap.
-        native: (h, w) of the features, the resolution that a heatmap really has.
+        native: (h, w) of the maps before they are enlarged, the resolution that a heatmap really has.
         in_sides: {class: (right, left)}, `in_lung` by the patient's right and left lung.
+        task: what the network is asked; see `tasks`.
+        box: the part of the X-ray that the network was shown, (top, left, bottom, right) as shares of height and width.
     """
 
     probabilities: dict[str, float]
     predicted: str
-    heatmaps: dict[str, np.ndarray] = field(repr=False)
+    heatmaps: dict[str, np.ndarray]
     peaks: dict[str, float]
     in_lung: dict[str, float]
     native: tuple[int, int]
     in_sides: dict[str, tuple[float, float]]
+    task: str
+    box: Box = WHOLE
+
+    @property
+    def present(self) -> list[str]:
+        """The classes that the network holds for true: `predicted` of an exclusive task, otherwise all from 50% on."""
+        if get_task(self.task).exclusive:
+            return [self.predicted]
+        return [name for name, probability in self.probabilities.items() if probability >= 0.5]
+
+    def heatmap_at(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """The heatmap of class `name` on the whole X-ray of (H, W) pixels, float32 in [0, 1]; 0 outside of `box`.
+
+        Raises:
+            KeyError: there is no such heatmap.
+        """
+        if name not in self.heatmaps:
+            raise KeyError(f"There is no heatmap of {name!r}; there are: {', '.join(self.heatmaps) or 'none'}.")
+        return paste(self.heatmaps[name], self.box, shape)
+
+    def __repr__(self) -> str:
+        return f"Reading({self.task}: {self.predicted} {self.probabilities[self.predicted]:.0%})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
     """One X-ray, analysed. The four pictures have the X-ray's own (H, W).
 
@@ -57,13 +87,15 @@ class Analysis:
         readings: {model: Reading}.
         warnings: plain sentences; [] when all is well.
         distance: how unlike the training X-rays it is, about 1 for one of them; None if the weights cannot tell.
+        explainer: what made the heatmaps; see `explain`.
     """
 
-    original: np.ndarray = field(repr=False)
-    segmentation: Lungs = field(repr=False)
+    original: np.ndarray
+    segmentation: Lungs
     readings: dict[str, Reading]
     warnings: list[str]
     distance: float | None = None
+    explainer: str = DEFAULT
 
     @cached_property
     def mask_raw(self) -> np.ndarray:
@@ -81,23 +113,49 @@ class Analysis:
         return self.original * self.mask
 
     @property
+    def tasks(self) -> list[str]:
+        """The tasks of the networks that were asked, in the order of `list_tasks`."""
+        asked = {reading.task for reading in self.readings.values()}
+        return [task for task in list_tasks() if task in asked]
+
+    def readings_of(self, task: str) -> dict[str, Reading]:
+        """The readings of one task, {model: Reading}: only these can be compared, or agree."""
+        return {model: reading for model, reading in self.readings.items() if reading.task == task}
+
+    def votes_of(self, task: str) -> dict[str, int]:
+        """{class: number of the task's networks that hold it for true}, the most first."""
+        readings = self.readings_of(task).values()
+        return dict(Counter(name for reading in readings for name in reading.present).most_common())
+
+    def leading_of(self, task: str) -> list[str]:
+        """The classes that most of the task's networks hold for true: one, several if they tie, or none."""
+        votes = self.votes_of(task)
+        return [name for name, count in votes.items() if count == max(votes.values())]
+
+    @property
     def votes(self) -> dict[str, int]:
-        """{class: number of networks that predict it}, the most first."""
-        return dict(Counter(reading.predicted for reading in self.readings.values()).most_common())
+        """`votes_of` the first of `tasks`; {} if no network was asked."""
+        return self.votes_of(self.tasks[0]) if self.tasks else {}
 
     @property
     def leading(self) -> list[str]:
-        """The classes that most networks predict: one, several if they tie, none if no network was asked."""
-        most = max(self.votes.values(), default=0)
-        return [name for name, count in self.votes.items() if count == most]
+        """`leading_of` the first of `tasks`; [] if no network was asked."""
+        return self.leading_of(self.tasks[0]) if self.tasks else []
 
-    def heatmap(self, model: str, name: str) -> np.ndarray:
-        """The heatmap of class `name` by `model`, enlarged to (H, W), float32 in [0, 1].
+    def heatmap(self, model: str, name: str, shape: tuple[int, int] | None = None) -> np.ndarray:
+        """The heatmap of class `name` by `model` on the whole X-ray, float32 in [0, 1].
+
+        Args:
+            model: that read this X-ray.
+            name: of a class.
+            shape: (height, width) of the picture to lay it over; the X-ray's own unless given.
 
         Raises:
             KeyError: `model` did not read this X-ray, or there is no such class.
         """
-        return resize(self.readings[model].heatmaps[name], self.original.shape)
+        if model not in self.readings:
+            raise KeyError(f"{model!r} did not read this X-ray; these did: {', '.join(self.readings) or 'none'}.")
+        return self.readings[model].heatmap_at(name, self.original.shape if shape is None else shape)
 
     def to_dict(self) -> dict:
         """The result without pixels and without anything about the patient, ready for JSON."""
@@ -105,12 +163,14 @@ class Analysis:
         return {
             "readings": {
                 model: {
+                    "task": reading.task,
                     "probabilities": reading.probabilities,
                     "predicted": reading.predicted,
                     "in_lung": reading.in_lung,
                 }
                 for model, reading in self.readings.items()
             },
+            "explainer": self.explainer,
             "lung_area": float(self.segmentation.cleaned.mean()),
             "lung_areas": dict(zip(("right", "left"), areas)),
             "height": self.original.shape[0],
@@ -120,6 +180,22 @@ class Analysis:
             "disclaimer": DISCLAIMER,
         }
 
+    def __repr__(self) -> str:
+        height, width = self.original.shape
+        said = [f"{model} {r.predicted} {r.probabilities[r.predicted]:.0%}" for model, r in self.readings.items()]
+        return f"Analysis({height} × {width}: {', '.join(said) or 'mask alone'}; {len(self.warnings)} warnings)"
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a classifier is shown: (1, S, S) float32 in [−1, 1], the mask of both lungs and of each, (S, S) bool."""
+
+    seen: np.ndarray
+    mask: np.ndarray
+    right: np.ndarray
+    left: np.ndarray
+    box: Box
+
 
 class Pipeline:
     """The networks, loaded once; `analyze` may be called again and again.
@@ -128,8 +204,8 @@ class Pipeline:
         >>> from manet_core import Pipeline
         >>> from manet_core.phantom import phantom
         >>> pipe = Pipeline.load(models=["efficientnet_lite0_ma"])
-        >>> pipe.analyze(phantom(seed=0)).readings["efficientnet_lite0_ma"].predicted in pipe.classes
-        True
+        >>> pipe.analyze(phantom(seed=0)).readings["efficientnet_lite0_ma"].predicted
+        'Normal'
     """
 
     def __init__(
@@ -143,25 +219,27 @@ class Pipeline:
 
     @classmethod
     def load(cls, weights: str | Path = "weights", models: list[str] | None = None, device: str = "auto") -> "Pipeline":
-        """Load the segmenter and `models` (None: all classifiers of the manifest) from a weights folder.
+        """Load the segmenter and `models` (None: all classifiers of the manifest) from a set of weights.
 
         Args:
-            weights: folder with manifest.json.
+            weights: folder with manifest.json, or a manifest file.
             models: names of classifiers; [] for the mask alone.
             device: "auto" (CUDA when present), "cpu", "cuda", "cuda:1", ...
 
         Raises:
-            WeightsError: weights are missing or damaged, or there is no such device.
+            WeightsError: weights are missing, damaged or without a temperature, or there is no such device.
         """
         entries = read_manifest(weights)
         if models is None:
-            models = [name for name in list_models() if name in entries]
+            models = _classifiers(entries)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device.startswith("cuda") and not torch.cuda.is_available():
             raise WeightsError("There is no CUDA device here; use the device 'cpu' or 'auto'.")
         segmenter = load_network(weights, SEGMENTER, device)
         classifiers = {name: load_network(weights, name, device) for name in models}
+        for name in models:
+            temperature_of(name, entries[name])
         return cls(segmenter, classifiers, entries, Familiarity.load(weights, entries[SEGMENTER]))
 
     @property
@@ -180,7 +258,13 @@ class Pipeline:
         return next(self.segmenter.parameters()).device
 
     def analyze(
-        self, x: XRay, models: list[str] | None = None, lungs: Lungs | None = None, sees: str = "lungs"
+        self,
+        x: XRay,
+        models: list[str] | None = None,
+        lungs: Lungs | None = None,
+        sees: str = "lungs",
+        explainer: str = DEFAULT,
+        progress: Progress | None = None,
     ) -> Analysis:
         """Mask, clean, classify and explain one X-ray.
 
@@ -189,58 +273,161 @@ class Pipeline:
             models: loaded names to ask; None: all; []: stop after the mask.
             lungs: a mask to use in place of the predicted one, for "what if".
             sees: what the classifiers are shown, one of `preprocess.SEES`; all but "lungs" are for "what if", too.
+            explainer: what makes the heatmaps, one of `explain.list_explainers()`.
+            progress: called with the networks that are done, whole or in part, and how many there are.
 
         Raises:
             WeightsError: a model that is not loaded.
-            ValueError: there is no such `sees`.
+            ValueError: there is no such `sees` or `explainer`.
         """
+        (analysis,) = self._analyze([x], self._names(models), get_explainer(explainer), [lungs], sees, progress)
+        return analysis
+
+    def analyze_many(
+        self,
+        xrays: Iterable[XRay],
+        models: list[str] | None = None,
+        batch: int = 16,
+        heatmaps: bool = True,
+        sees: str = "lungs",
+        explainer: str = DEFAULT,
+    ) -> Iterator[Analysis]:
+        """Analyse many X-rays, in order; each network sees a whole batch at once.
+
+        Args:
+            xrays: as many as you like, read one batch after another: no more than these are held in memory.
+            models: as `analyze` has it.
+            batch: how many X-rays go through a network together.
+            heatmaps: False: none are made, which is faster; `heatmaps`, `peaks`, `in_lung`, `in_sides` are then {}.
+            sees: as `analyze` has it.
+            explainer: as `analyze` has it.
+
+        Raises:
+            WeightsError: a model that is not loaded.
+            ValueError: there is no such `sees` or `explainer`.
+        """
+        names, chosen, xrays = self._names(models), get_explainer(explainer) if heatmaps else None, iter(xrays)
+        batches = iter(lambda: list(islice(xrays, batch)), [])
+        return (
+            analysis
+            for several in batches
+            for analysis in self._analyze(several, names, chosen, [None] * len(several), sees)
+        )
+
+    def _names(self, models: list[str] | None) -> list[str]:
         names = self.models if models is None else list(models)
         for name in names:
             if name not in self.classifiers:
                 raise WeightsError(f"{name!r} is not loaded; loaded are: {', '.join(self.models) or 'none'}.")
-        segmentation = lungs
-        if lungs is None:
+        return names
+
+    def _analyze(
+        self,
+        xrays: list[XRay],
+        names: list[str],
+        explainer: Explainer | None,
+        lungs: list[Lungs | None],
+        sees: str,
+        progress: Progress | None = None,
+    ) -> list[Analysis]:
+        predicted = iter(())
+        if None in lungs:
             size = self.entries[SEGMENTER]["preprocessing"]["size"]
-            (segmentation,) = predict_lungs(self.segmenter, [x.pixels], size)
-        inputs = {}  # network input by size: most classifiers share one
-        readings = {}
-        for name in names:
-            size = self.entries[name]["preprocessing"]["size"]
-            if size not in inputs:
-                inputs[size] = self._input(x.pixels, segmentation, size, sees)
-            readings[name] = self._read(name, *inputs[size])
-        warnings = [*x.remarks, *picture_warnings(x.pixels), *mask_warnings(segmentation)]
-        distance = None
-        if self.familiarity is not None and segmentation.features is not None:
-            distance = self.familiarity.distance(segmentation.features)
-            warnings += self.familiarity.warnings(distance)
-        return Analysis(x.pixels, segmentation, readings, warnings, distance)
+            predicted = iter(
+                predict_lungs(self.segmenter, [x.pixels for x, own in zip(xrays, lungs) if own is None], size)
+            )
+        lungs = [next(predicted) if own is None else own for own in lungs]
+        views = {}  # by preprocessing: most classifiers share one
+        readings = [{} for _ in xrays]
+        for done, name in enumerate(names):
+            preprocessing = self.entries[name]["preprocessing"]
+            size = preprocessing["size"]
+            key = size, preprocessing.get("working") or size, preprocessing.get("crop")
+            if key not in views:
+                views[key] = [_view(x.pixels, own, *key, sees) for x, own in zip(xrays, lungs)]
+            watcher = progress and (lambda share, done=done: progress(done + share, len(names)))
+            for found, reading in zip(readings, self._read(name, views[key], explainer, watcher)):
+                found[name] = reading
+            if progress:
+                progress(done + 1, len(names))
+        analyses = []
+        for x, own, found in zip(xrays, lungs, readings):
+            warnings, distance = [*x.remarks, *picture_warnings(x.pixels), *mask_warnings(own)], None
+            if self.familiarity is not None and own.features is not None:
+                distance = self.familiarity.distance(own.features)
+                warnings += self.familiarity.warnings(distance)
+            analyses.append(
+                Analysis(x.pixels, own, found, warnings, distance, explainer.name if explainer else DEFAULT)
+            )
+        return analyses
 
-    def _input(
-        self, pixels: np.ndarray, segmentation: Lungs, size: int, sees: str
-    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-        """What is seen (1, 1, S, S) in [−1, 1], mask (1, 1, S, S), and the mask as (S, S) bool."""
-        mask = segmentation.at(size)
-        seen = network_input(resize(pixels, size), mask, sees, np.random.default_rng(0))
-        image = torch.from_numpy(seen)[None, None]
-        return image.to(self.device), torch.from_numpy(mask.astype(np.float32))[None, None].to(self.device), mask
-
-    def _read(self, name: str, image: torch.Tensor, mask: torch.Tensor, lungs: np.ndarray) -> Reading:
-        net, classes = self.classifiers[name], self.entries[name]["classes"]
+    def _read(
+        self, name: str, views: list[_View], explainer: Explainer | None, watcher: Callable[[float], None] | None
+    ) -> Iterator[Reading]:
+        """The readings of one network, which sees all views at once."""
+        net, entry = self.classifiers[name], self.entries[name]
+        images = torch.from_numpy(np.stack([view.seen for view in views]))[:, None].to(self.device)
+        masks = torch.from_numpy(np.stack([view.mask for view in views]).astype(np.float32))[:, None].to(self.device)
         with torch.inference_mode():
-            features = net.forward_features(image, mask)
-        logits, maps = grad_cam(net, features)
-        # The temperature was fitted on the validation split; 1 is a network as trained.
-        probabilities = (logits.double() / self.entries[name].get("temperature", 1.0)).softmax(0).tolist()
-        heatmaps = scale_maps(maps, lungs.shape[0])
+            features = net.forward_features(images, masks)
+            every = net.forward_head(features) if explainer is None else None
+        for i, view in enumerate(views):
+            one = slice(i, i + 1)
+            if explainer is None:
+                yield _reading(name, entry, view, every[i], features.shape[-2:])
+                continue
+            share = watcher and (lambda share, i=i: watcher((i + share) / len(views)))
+            with watched(share):
+                logits, maps = explainer.function(net, images[one], masks[one], features[one])
+            yield _reading(name, entry, view, logits, maps.shape[-2:], maps)
+
+
+def _classifiers(entries: dict[str, dict]) -> list[str]:
+    """Names of all classifiers of a manifest, in the order of `list_models`."""
+    order = {network: i for i, network in enumerate(list_models())}
+    names = [name for name, entry in entries.items() if entry.get("task") != SEGMENT]
+    return sorted(names, key=lambda name: order.get(entries[name]["network"]["name"], len(order)))
+
+
+def _view(pixels: np.ndarray, lungs: Lungs, size: int, working: int, margin: float | None, sees: str) -> _View:
+    """An X-ray as a classifier is shown it: the whole of it, or with a `margin` the lungs' box alone."""
+    if margin is None:
+        picture, mask = resize(pixels, size), lungs.at(size)
+        right, left = sides(mask)
+        box = WHOLE
+    else:
+        mask = lungs.at(working)
+        box = lung_box(mask, margin)
+        picture = crop(resize(pixels, working), box, size)
+        of_right, of_left = (crop(side.astype(np.float32), box, size) for side in sides(mask))
+        mask = crop(mask.astype(np.float32), box, size) > 0.5
+        right = mask & (of_right >= of_left)
+        left = mask & ~right
+    return _View(network_input(picture, mask, sees, np.random.default_rng(0)), mask, right, left, box)
+
+
+def _reading(
+    name: str, entry: dict, view: _View, logits: torch.Tensor, native: tuple[int, int], maps: torch.Tensor | None = None
+) -> Reading:
+    task = task_of(name, entry)
+    logits = logits.double() / temperature_of(name, entry)  # fitted on the validation split
+    probabilities = (logits.softmax(0) if task.exclusive else logits.sigmoid()).tolist()
+    found = {"heatmaps": [], "peaks": [], "in_lung": [], "in_sides": []}
+    if maps is not None:
+        heatmaps = scale_maps(maps, len(view.mask))
         mass = np.maximum(heatmaps.sum((1, 2)), 1e-7)
-        right, left = ((heatmaps * side).sum((1, 2)) / mass for side in sides(lungs))
-        return Reading(
-            probabilities=dict(zip(classes, probabilities)),
-            predicted=classes[int(np.argmax(probabilities))],
-            heatmaps=dict(zip(classes, heatmaps)),
-            peaks=dict(zip(classes, maps.amax((1, 2)).tolist())),
-            in_lung=dict(zip(classes, (right + left).tolist())),
-            native=tuple(maps.shape[-2:]),
-            in_sides=dict(zip(classes, zip(right.tolist(), left.tolist()))),
-        )
+        right, left = ((heatmaps * side).sum((1, 2)) / mass for side in (view.right, view.left))
+        found = {
+            "heatmaps": heatmaps,
+            "peaks": maps.amax((1, 2)).tolist(),
+            "in_lung": (right + left).tolist(),
+            "in_sides": zip(right.tolist(), left.tolist()),
+        }
+    return Reading(
+        probabilities=dict(zip(task.classes, probabilities)),
+        predicted=task.classes[int(np.argmax(probabilities))],
+        native=tuple(native),
+        task=task.name,
+        box=view.box,
+        **{key: dict(zip(task.classes, values)) for key, values in found.items()},
+    )

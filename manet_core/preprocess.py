@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+Box = tuple[float, float, float, float]  # (top, left, bottom, right) as shares of height and width
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 SEES = ("lungs", "whole", "outside", "shape", "shuffled", "equalised")  # what may be shown; "lungs" is MANet
 
 
@@ -68,7 +70,7 @@ def network_input(image: np.ndarray, mask: np.ndarray, sees: str, rng: np.random
     return segmented_lungs(image, mask)
 
 
-def lung_box(mask: np.ndarray, margin: float) -> tuple[float, float, float, float]:
+def lung_box(mask: np.ndarray, margin: float) -> Box:
     """The box around all lung of a mask (H, W) bool, enlarged on each side by `margin` of its height or width.
 
     Returns:
@@ -76,7 +78,7 @@ def lung_box(mask: np.ndarray, margin: float) -> tuple[float, float, float, floa
         (0, 0, 1, 1) where the mask is empty.
     """
     if not mask.any():
-        return 0.0, 0.0, 1.0, 1.0
+        return WHOLE
     bounds = []
     for axis in (1, 0):
         used = np.flatnonzero(mask.any(axis))
@@ -87,8 +89,24 @@ def lung_box(mask: np.ndarray, margin: float) -> tuple[float, float, float, floa
     return float(top), float(left), float(bottom), float(right)
 
 
-def crop(picture: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+def crop(picture: np.ndarray, box: Box, size: int) -> np.ndarray:
     """What lies in a `lung_box` of a picture (H, W), resized to (size, size) float32, as `resize` does."""
-    height, width = picture.shape
-    top, left, bottom, right = np.rint(np.multiply(box, (height, width, height, width))).astype(int)
+    top, left, bottom, right = _pixels(box, picture.shape)
     return resize(picture[top:bottom, left:right], size)
+
+
+def paste(picture: np.ndarray, box: Box, shape: tuple[int, int]) -> np.ndarray:
+    """What `crop` undoes: `picture` resized to fill its box of a picture of `shape` (H, W), float32; 0 around it."""
+    if box == WHOLE:
+        return resize(picture, shape)
+    top, left, bottom, right = _pixels(box, shape)
+    whole = np.zeros(shape, np.float32)
+    whole[top:bottom, left:right] = resize(picture, (bottom - top, right - left))
+    return whole
+
+
+def _pixels(box: Box, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of a box in the pixels of a picture of `shape`: one pixel at least."""
+    top, left, bottom, right = np.rint(np.multiply(box, (*shape, *shape))).astype(int)
+    top, left = min(top, shape[0] - 1), min(left, shape[1] - 1)
+    return top, left, max(bottom, top + 1), max(right, left + 1)

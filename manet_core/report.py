@@ -1,5 +1,6 @@
 """One analysis on one page: what the command line writes for every picture and what the web page offers to keep."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from textwrap import fill
 from typing import BinaryIO
@@ -8,21 +9,32 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .explain import get_explainer
 from .networks.registry import human_name
-from .pipeline import DISCLAIMER, Analysis
+from .pipeline import DISCLAIMER, Analysis, Reading
 from .preprocess import resize
-from .tasks import CLASSES
+from .tasks import MANET, Task, get_task
 
 COLOUR_MAP = "inferno"  # perceptually uniform and safe for colour-blind readers
-LIMITS = (
-    "The five probabilities of a network sum to 100%: it must choose among five answers. Effusion, pneumothorax, "
-    "nodules, heart failure and all else are not among them. The training X-rays tie each class to its source: a high "
-    "number may be reading the patient's age or the hospital. A heatmap shows where a network looked, not whether it "
-    "was right."
-)
 _SIDE = 512  # pixels; a report is for looking, not for measuring
 _A4 = (8.27, 11.69)  # inches
 _SMALL = {"fontsize": 7, "color": "0.3"}
+_UPRIGHT = 6  # classes whose names fit on one line of a table; the names of more are turned
+_LINE = 0.0105  # height of a line of small print, as a share of the page
+
+
+def limits(tasks: Iterable[str]) -> str:
+    """What a reader must know before believing networks that were asked these tasks."""
+    return " ".join(
+        [
+            *(get_task(task).limits for task in tasks),
+            "The training X-rays tie each class to its source: a high number may be reading the patient's age or the "
+            "hospital. A heatmap shows where a network looked, not whether it was right.",
+        ]
+    )
+
+
+LIMITS = limits([MANET.name])
 
 
 def save_report(
@@ -33,7 +45,7 @@ def save_report(
     hashes: dict[str, str] | None = None,
     format: str | None = None,
 ) -> None:
-    """Write one A4 page: the four stages, each network's probabilities and heatmap, the warnings, the limits.
+    """Write one A4 page: the four stages, each network's probabilities and heatmap by task, the warnings, the limits.
 
     Args:
         analysis: from `Pipeline.analyze`.
@@ -45,8 +57,6 @@ def save_report(
     """
     from . import __version__  # defined after this module is imported
 
-    columns = 3 if len(analysis.readings) < 7 else 5
-    rows = max(1, -(-len(analysis.readings) // columns))
     figure = Figure(figsize=_A4, dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     text = [fill(line, 100) for line in (title, note) if line]
@@ -68,28 +78,40 @@ def save_report(
     for cell, (name, stage) in zip(grid, stages.items()):
         _show(figure.add_subplot(cell), stage, name)
 
-    votes = ", ".join(f"{name} by {count} of {len(analysis.readings)}" for name, count in analysis.votes.items())
-    figure.text(0.06, top - 0.21, f"Predicted: {votes or 'nothing, no network was asked'}", fontsize=10, va="top")
+    tasks = [get_task(name) for name in analysis.tasks]
+    predicted = [fill(_votes(analysis, task), 104) for task in tasks] or ["Predicted: nothing, no network was asked"]
+    figure.text(0.06, top - 0.21, "\n".join(predicted), fontsize=10, va="top")
+    top -= 0.0155 * (len("\n".join(predicted).splitlines()) - 1)
     warnings = "\n".join(fill(f"Warning: {warning}", 125) for warning in analysis.warnings)
     figure.text(0.06, top - 0.232, warnings, fontsize=7.5, va="top", color="#8a4b00")
     top -= 0.25 + 0.011 * (warnings.count("\n") + bool(warnings))
 
-    if analysis.readings:
-        height = 0.017 * (len(analysis.readings) + 1)
-        _table(figure.add_axes((0.06, top - height, 0.88, height)), analysis, hashes or {})
-        top -= height
+    for task in tasks:
+        readings = analysis.readings_of(task.name)
+        head = 1 if len(task.classes) <= _UPRIGHT else 4  # rows
+        height = 0.017 * (len(readings) + head)
+        _table(figure.add_axes((0.06, top - height, 0.88, height)), task, readings, hashes or {}, head)
+        top -= height + 0.008
+    small = fill(limits(analysis.tasks), 138)
+    bottom = 0.03 + _LINE * (small.count("\n") + 1)
+    lines = 2 if len(tasks) == 1 else 3  # of a heatmap's title
+    top, gap = top - 0.013 - 0.012 * lines, 0.012 * (lines + 1)
+    rows, columns, height = _grid(len(analysis.readings), top - bottom - 0.012, gap)
     grid = figure.add_gridspec(
-        rows, columns, left=0.06, right=0.94, top=top - 0.045, bottom=0.085, wspace=0.06, hspace=0.2
+        rows, columns, left=0.06, right=0.94, top=top, bottom=bottom + 0.012, wspace=0.06, hspace=gap / height
     )
-    for cell, (model, reading) in zip(grid, analysis.readings.items()):
-        backbone, attention = human_name(model)
+    grouped = [(task, *item) for task in tasks for item in analysis.readings_of(task.name).items()]
+    for cell, (task, model, reading) in zip(grid, grouped):
         name = reading.predicted
+        title = [_title(model), *[task.title][: lines - 2], f"{_words(name)} {reading.probabilities[name]:.0%}"]
         axis = figure.add_subplot(cell, anchor="N")
-        _show(axis, picture, f"{backbone}, {attention}\n{name} {reading.probabilities[name]:.0%}")
-        heatmap = resize(reading.heatmaps[name], size)
-        axis.imshow(heatmap, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=0.6 * np.minimum(1, 2 * heatmap))
-    figure.text(0.06, 0.07, fill(LIMITS, 138), va="top", **_SMALL)
-    figure.text(0.06, 0.028, f"MANet {__version__}. Heatmaps: Grad-CAM, each scaled on its own.", va="top", **_SMALL)
+        _show(axis, picture, "\n".join(title), 7.5 if columns < 5 else 6)
+        if reading.heatmaps:
+            heatmap = analysis.heatmap(model, name, size)
+            axis.imshow(heatmap, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=0.6 * np.minimum(1, 2 * heatmap))
+    figure.text(0.06, bottom, small, va="top", **_SMALL)
+    heatmaps = f"Heatmaps: {get_explainer(analysis.explainer).title}, each scaled on its own."
+    figure.text(0.06, 0.028, f"MANet {__version__}. {heatmaps}", va="top", **_SMALL)
     figure.savefig(path, format=format, metadata={"Title": "MANet"})
 
 
@@ -99,29 +121,68 @@ def _shape(analysis: Analysis) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _show(axis, picture: np.ndarray, title: str) -> None:
+def _show(axis, picture: np.ndarray, title: str, fontsize: float = 7.5) -> None:
     axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-    axis.set_title(title, fontsize=7.5)
+    axis.set_title(title, fontsize=fontsize)
     axis.axis("off")
 
 
-def _table(axis, analysis: Analysis, hashes: dict[str, str]) -> None:
+def _grid(count: int, space: float, gap: float) -> tuple[int, int, float]:
+    """(rows, columns, height of a row) that show `count` squares largest; heights are shares of the page's."""
+
+    def side(grid: tuple[int, int, float]) -> float:
+        return min(grid[2] * _A4[1], 0.88 * _A4[0] / grid[1])
+
+    grids = []
+    for columns in range(3, 9):
+        rows = max(1, -(-count // columns))
+        grids.append((rows, columns, max(0.02, (space - gap * (rows - 1)) / rows)))
+    return max(grids, key=side)
+
+
+def _votes(analysis: Analysis, task: Task) -> str:
+    asked = len(analysis.readings_of(task.name))
+    votes = [
+        _words(name) + (f" by {count} of {asked}" if asked > 1 else "")
+        for name, count in analysis.votes_of(task.name).items()
+    ]
+    start = "Predicted" if len(analysis.tasks) == 1 and task.exclusive else task.title
+    return f"{start}: {', '.join(votes) or 'none'}"
+
+
+def _title(model: str) -> str:
+    try:
+        return ", ".join(human_name(model))
+    except ValueError:  # a manifest may call a network as it likes
+        return model
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _table(axis, task: Task, readings: dict[str, Reading], hashes: dict[str, str], head_rows: int) -> None:
+    digits = 1 if head_rows == 1 else 0
     cells = [
         [
             model,
-            *(f"{reading.probabilities[name]:.1%}" for name in CLASSES),
+            *(f"{reading.probabilities[name]:.{digits}%}" for name in task.classes),
             "+".join(part[:8] for part in hashes.get(model, "").split("+")),
         ]
-        for model, reading in analysis.readings.items()
+        for model, reading in readings.items()
     ]
-    head = ["network", *CLASSES, "weights, SHA-256"]
-    drawn = axis.table(cells, colLabels=head, loc="upper center", colWidths=[0.2, *[0.132] * 5, 0.14])
+    head = [task.title, *map(_words, task.classes), "weights, SHA-256"]
+    widths = [0.2, *[0.66 / len(task.classes)] * len(task.classes), 0.14]
+    drawn = axis.table(cells, colLabels=head, loc="upper center", colWidths=widths)
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(6)
     for (row, column), cell in drawn.get_celld().items():
         cell.set_edgecolor("0.8")
+        cell.set_height((1 if row else head_rows) / (len(readings) + head_rows))
         cell.PAD = 0.03
-        reading = row and list(analysis.readings.values())[row - 1]
-        if reading and 1 <= column <= 5 and CLASSES[column - 1] == reading.predicted:
+        of_class = 1 <= column <= len(task.classes)
+        if row == 0 and of_class and head_rows > 1:
+            cell.get_text().set_rotation(90)
+        if row and of_class and task.classes[column - 1] in list(readings.values())[row - 1].present:
             cell.set_text_props(weight="bold")
     axis.axis("off")

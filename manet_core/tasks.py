@@ -24,6 +24,7 @@ class Task:
         labels: {label of the index: the classes, one of which it is}, for labels that are no class of this task
             themselves; a class stands for itself.
         negative: for tasks that are not exclusive, the label that means "none of the classes".
+        sources: where its training X-rays come from, as far as that misleads a network, in plain sentences.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Task:
     column: str = "label"
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     negative: str = ""
+    sources: str = ""
 
     def target(self, label: str) -> np.ndarray:
         """What a cell of the index says of each class.
@@ -102,7 +104,13 @@ MANET = register_task(
         paper="Xu, Lam, Jia: MANet. Neurocomputing 443 (2021)",
         limits=(
             "The five probabilities of a network sum to 100%: it must choose among five answers. Effusion, "
-            "pneumothorax, nodules, heart failure and all else are not among them."
+            "pneumothorax, nodules, heart failure and all else are not among them, and a high “Normal” does not rule "
+            "them out."
+        ),
+        sources=(
+            "The training X-rays tie each class to its source: bacterial and viral pneumonia come from children, "
+            "tuberculosis and COVID-19 from adults of other hospitals. A high number may thus reflect the age or the "
+            "hospital."
         ),
         labels={"Pneumonia (unspecified)": _GERMS},
     )

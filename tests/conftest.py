@@ -1,6 +1,5 @@
 """What several test files need: real X-rays where they are, weights shipped and random."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ from safetensors.torch import save_file
 
 from manet_core import CLASSES, create_classifier, create_segmenter
 from manet_core.phantom import phantom, phantom_mask
-from manet_core.weights import sha256
+from manet_core.tasks import get_task
+from manet_core.weights import sha256, write_manifest
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,28 +42,51 @@ def index(cxr):
     return read_index(cxr)
 
 
-@pytest.fixture(scope="session")
-def random_weights(tmp_path_factory) -> Path:
-    """A weights folder with a small segmenter and the efficientnet_lite0 trio, all random."""
-    folder = tmp_path_factory.mktemp("weights")
+def make_weights(folder: Path, tasks: dict[str, str], **preprocessing: dict) -> Path:
+    """Fill `folder` with random weights: a small segmenter, and a classifier for each {network: task}.
+
+    All see 64×64 pixels, unless `preprocessing` says otherwise of a network.
+    """
     torch.manual_seed(0)
     models = {}
-    names = ["resunet", "efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
-    for name in names:
-        segments = name == "resunet"
-        net = create_segmenter(width=4) if segments else create_classifier(name)
+    for name, task in ({"resunet": "segment"} | tasks).items():
+        classes = ("lung",) if task == "segment" else get_task(task).classes
+        net = create_segmenter(width=4) if task == "segment" else create_classifier(name, len(classes))
         path = folder / f"{name}.safetensors"
         save_file(net.state_dict(), path)
         models[name] = {
-            "task": "segment" if segments else "classify",
+            "task": task,
             "file": path.name,
             "sha256": sha256(path),
-            "network": {"name": name} | ({"width": 4} if segments else {}),
-            "classes": ["lung"] if segments else list(CLASSES),
-            "preprocessing": {"size": 64},
-        }
-    (folder / "manifest.json").write_text(json.dumps({"models": models}))
+            "network": {"name": name} | ({"width": 4} if task == "segment" else {}),
+            "classes": list(classes),
+            "preprocessing": preprocessing.get(name, {"size": 64}),
+        } | ({} if task == "segment" else {"temperature": 1.0})
+    write_manifest(folder, models)
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory) -> Path:
+    """A weights folder with a small segmenter and the efficientnet_lite0 trio, all random."""
+    trio = ("efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam")
+    return make_weights(tmp_path_factory.mktemp("weights"), dict.fromkeys(trio, "manet"))
+
+
+@pytest.fixture(scope="session")
+def many_tasks(tmp_path_factory) -> Path:
+    """A weights folder of random networks that are asked for five classes, three, and 14 findings.
+
+    The five-class resnet34_ma is shown the lungs' box alone.
+    """
+    tasks = {
+        "efficientnet_lite0": "manet",
+        "efficientnet_lite0_ma": "guided",
+        "efficientnet_lite0_cbam": "nih14",
+        "resnet34_ma": "manet",
+    }
+    box = {"size": 64, "working": 96, "crop": 0.05}
+    return make_weights(tmp_path_factory.mktemp("tasks"), tasks, resnet34_ma=box)
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +103,16 @@ def phantoms(tmp_path_factory):
         Image.fromarray(phantom_mask(96, i)).save(mask)
         split = "train" if i < 16 else "val" if i < 22 else "test"
         rows.append(f"{image.name},{mask.name},{CLASSES[3 * sick]},{'shenzhen' if i % 3 else 'kermany'},p{i},{split}")
-    (root / "index.csv").write_text("\n".join(rows) + "\n")
+    (root / "index.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return root
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    """A phantom as a file."""
+    path = tmp_path / "chest.png"
+    Image.fromarray((phantom(128).pixels * 255).astype(np.uint8)).save(path)
+    return path
 
 
 def flip_a_bit(path: Path) -> None:

@@ -29,6 +29,7 @@ import app
 from manet_core import CLASSES, WeightsError, list_models, load_xray
 from manet_core.phantom import phantom
 from manet_core.pipeline import DISCLAIMER
+from manet_core.tasks import get_task
 from manet_core.weights import read_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +251,79 @@ def test_view_changes_without_another_analysis(server, page, phantom_png):
     assert not any("queue/join" in address for address in page.requested[requests:])
 
 
+def _choose_explainer(page, title: str) -> None:
+    page.click("#explainer input")
+    page.click(f"[role=option]:text-is('{title}')")
+
+
+def test_another_explainer(server, page, phantom_png):
+    page.goto(server[0])
+    _send(page, phantom_png)
+    page.wait_for_selector(".notes >> text=A heatmap (Grad-CAM)")
+    before, numbers = _sources(page), page.locator(".card table").all_inner_texts()
+    _choose_explainer(page, "LayerCAM")
+    page.wait_for_selector(".notes >> text=A heatmap (LayerCAM)")
+    assert page.locator("#explaining .stage").count() == 0
+    assert page.locator(".card table").all_inner_texts() == numbers
+    assert any(a != b for a, b in zip(before, _sources(page)))
+    page.click("#explain label:has-text('Tuberculosis')")  # of the new heatmaps
+    page.wait_for_selector("figcaption >> text=Heatmap of Tuberculosis")
+    _shot(page, "explainer")
+    page.click("button:has-text('Faint shadow')")  # the choice holds for the next X-ray
+    page.wait_for_selector("text=synthetic drawing")
+    page.wait_for_selector(".notes >> text=A heatmap (LayerCAM)")
+    _choose_explainer(page, "Score-CAM (slow)")
+    page.wait_for_selector("#explaining >> text=Computing heatmaps by Score-CAM: network")
+    _choose_explainer(page, "Grad-CAM")  # whoever changes their mind need not wait
+    page.wait_for_selector(".notes >> text=A heatmap (Grad-CAM)")
+    assert page.locator("#explaining .stage").count() == 0
+
+
+def test_several_tasks(many_tasks, tmp_path, page, phantom_png):
+    """Networks of five classes, of three, and of 14 findings, on every tab and at every endpoint."""
+    with served(many_tasks, tmp_path) as (url, _):
+        page.goto(url)
+        page.check("label:has-text('Read first') input")
+        _send(page, phantom_png)
+        page.wait_for_selector("text=What do you see?")
+        assert page.locator("label:has-text('Effusion') >> visible=true").count() == 0
+        page.click("label:has-text('Tuberculosis') >> visible=true")
+        page.wait_for_selector(".card")
+        assert page.locator("section.cards").count() == 3 and page.locator(".card").count() == 4
+        assert page.locator(".card table").nth(3).locator("tr").count() == 14
+        assert page.locator(".summary").count() == 3
+        page.click("#explain label:has-text('Effusion')")
+        page.wait_for_selector("figcaption >> text=Heatmap of Effusion")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        _shot(page, "tasks")
+        page.click("button:has-text('Report on one page')")
+        with page.expect_download() as download:
+            page.click("button:has-text('Save as PDF')")
+        assert Path(download.value.path()).read_bytes().startswith(b"%PDF-")
+        page.click("button[role=tab]:has-text('Compare attention')")
+        page.wait_for_selector(".grid")
+        page.click("label:has-text('EfficientNet-Lite0: 14 findings')")
+        page.wait_for_selector(".grid thead >> text=Pneumothorax")
+        assert page.locator(".grid .heat").count() == 14
+        _shot(page, "tasks-compare")
+        page.click("button[role=tab]:has-text('Many X-rays')")
+        page.set_input_files("#batch-drop input[type=file]", [phantom_png])
+        page.wait_for_selector("#batch a[download='MANet.csv']")
+        assert page.locator("#batch thead th").count() == 1 + 3 * 3 + 2
+        _shot(page, "tasks-many")
+        page.click("button[role=tab]:has-text('Models')")
+        page.wait_for_selector(".models h2.task >> text=14 findings")
+        client = Client(url, verbose=False)
+        answer = client.predict(handle_file(phantom_png), api_name="/analyze")
+        tasks = {name: reading["task"] for name, reading in answer["readings"].items()}
+        assert tasks == {f["name"]: f["task"] for f in client.predict(api_name="/models")}
+        for name, reading in answer["readings"].items():
+            classes = get_task(tasks[name]).classes
+            assert tuple(reading["probabilities"]) == classes and reading["predicted"] in classes
+        (row,) = client.predict([handle_file(phantom_png)], api_name="/batch")
+        assert row["readings"] == answer["readings"]
+
+
 def test_models_tab_says_what_was_not_measured(server, page):
     page.goto(server[0])
     page.click("button[role=tab]:has-text('Models')")
@@ -302,11 +376,11 @@ def test_pages_do_not_share_results(server, chromium, page, phantom_png):
 def test_endpoint_answers(server, client, phantom_png, phantom_dicom):
     for path in (phantom_png, phantom_dicom):
         answer = client.predict(handle_file(path), api_name="/analyze")
-        keys = {"readings", "lung_area", "lung_areas", "height", "width", "distance", "warnings", "disclaimer"}
-        assert set(answer) == keys
+        keys = {"readings", "explainer", "lung_area", "lung_areas", "height", "width"}
+        assert set(answer) == keys | {"distance", "warnings", "disclaimer"}
         assert set(answer["readings"]) == {"efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"}
         for reading in answer["readings"].values():
-            assert set(reading) == {"probabilities", "predicted", "in_lung"}
+            assert set(reading) == {"task", "probabilities", "predicted", "in_lung"}
             assert set(reading["probabilities"]) == set(reading["in_lung"]) == set(CLASSES)
             assert sum(reading["probabilities"].values()) == pytest.approx(1)
             assert reading["predicted"] == max(CLASSES, key=reading["probabilities"].get)
@@ -349,11 +423,26 @@ def test_batch_endpoint(server, client, phantom_png, text_file, tmp_path):
     assert not _files(server[1])
 
 
+def test_batches_do_not_wait_for_one_another(client, phantom_png, tmp_path):
+    with zipfile.ZipFile(tmp_path / "long.zip", "w") as archive:
+        for number in range(30):
+            archive.writestr(f"{number}.png", _png(phantom(256, seed=number % 3).pixels))
+    long = client.submit([handle_file(tmp_path / "long.zip")], api_name="/batch")
+    _wait_until(lambda: long.status().code.name == "PROCESSING")
+    assert "readings" in client.predict([handle_file(phantom_png)], api_name="/batch")[0]
+    assert not long.done()
+    assert len(long.result()) == 30 and all("readings" in row for row in long.result())
+
+
 def test_models_endpoint(client, random_weights):
     found = client.predict(api_name="/models")
     entries = read_manifest(random_weights)
     assert [f["name"] for f in found] == ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
-    assert found[1]["attention"] == "ma" and found[1]["sha256"] == entries["efficientnet_lite0_ma"]["sha256"]
+    assert (
+        found[1]["attention"] == "ma"
+        and found[1]["task"] == "manet"
+        and found[1]["sha256"] == entries["efficientnet_lite0_ma"]["sha256"]
+    )
 
 
 def test_public_endpoints(client):
@@ -407,7 +496,7 @@ def test_compare_attention(server, page):
     assert page.locator(".grid .heat").count() == 15
     page.wait_for_selector(".pyramid figure")
 
-    page.click("button:has-text('What if the mask')")
+    page.click("button:has-text('Draw another mask')")
     page.wait_for_selector("canvas[data-ready]")
     before = page.inner_html("#grid")
     page.click("label:has-text('add lung')")
@@ -421,7 +510,7 @@ def test_compare_attention(server, page):
     _wait_until(lambda: page.inner_html("#grid") == before)
 
     page.click("label:has-text('all but the lungs')")
-    page.wait_for_selector(".grid >> text=They see all but the lungs")
+    page.wait_for_selector(".grid >> text=The networks are shown all but the lungs")
     page.click("label:has-text('Random weights')")
     page.wait_for_selector(".grid >> text=RANDOM")
     _shot(page, "compare")
@@ -436,7 +525,7 @@ def test_read_first(server, page):
     assert not page.is_visible(".card") and not page.is_visible(".summary")
     _shot(page, "read-first")
     page.click("label:has-text('Tuberculosis') >> visible=true")
-    page.wait_for_selector(".quiz >> text=You said Tuberculosis")
+    page.wait_for_selector(".quiz >> text=You read Tuberculosis")
     page.wait_for_selector(".card")
     assert re.search("agree on [01] of 1", page.inner_text(".quiz"))
 
@@ -485,7 +574,7 @@ def test_no_serious_fault_of_access(server, page, phantom_png):
     assert faults() == []
     page.click("button[role=tab]:has-text('Compare attention')")
     page.wait_for_selector(".pyramid")
-    page.click("button:has-text('What if the mask')")
+    page.click("button:has-text('Draw another mask')")
     assert faults() == []
     page.click("button[role=tab]:has-text('Many X-rays')")
     page.set_input_files("#batch-drop input[type=file]", phantom_png)

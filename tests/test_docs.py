@@ -14,65 +14,40 @@ from train import benchmark, evaluate, evidence, tables
 from train.complexity import last_map
 from ui import benchmark as page_benchmark
 
-README = (ROOT / "README.md").read_text()
-CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def result(name: str) -> dict:
-    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def test_tables_are_drawn_from_the_results():
     figures = evaluate.tables(result("evaluation"))
     assert figures in README and figures in CARD
-    assert (ROOT / "results" / "evaluation.md").read_text() == figures
+    assert (ROOT / "results" / "evaluation.md").read_text(encoding="utf-8") == figures
     assert benchmark.table(result("benchmark")) in README
     headline = evidence.headline(result("evidence"))
     assert headline in README and headline in CARD
-    assert (ROOT / "results" / "evidence.md").read_text() == evidence.markdown(result("evidence"))
+    assert (ROOT / "results" / "evidence.md").read_text(encoding="utf-8") == evidence.markdown(result("evidence"))
 
 
-def carried(run: dict) -> float:
-    """Mean share of other hospitals' COVID-19, tuberculosis and adult normals that is called right."""
+def external_mean(run: dict) -> float:
+    """Mean sensitivity of external COVID-19, tuberculosis and adult normals."""
     groups = ("COVID-19", "tuberculosis", "adult normals")
-    return sum(run["external"][group]["all"]["right"]["value"] for group in groups) / 3
+    return sum(run["external"][group]["all"]["sensitivity"]["value"] for group in groups) / 3
 
 
-def test_no_recipe_carries_further_than_the_papers_as_the_readme_says():
-    mean = {name: carried(run) for name, run in result("evidence")["recipes"].items()}
-    reference = mean.pop("paper")
-    assert len(mean) == 5 and max(mean.values()) < reference
-    assert "Five\nrecipes tried to break that" in README and "none carries further than the paper's" in README
-
-
-def test_the_last_layer_carries_as_much_further_as_the_readme_says(weights):
+def test_the_last_layer_does_what_the_readme_says(weights):
     gains, costs = [], []
     for name, model in result("evidence")["models"].items():
         trained, layer = model["as_trained"], model["last_layer"]
         assert layer == read_manifest(weights)[name].get("last_layer")
-        assert bool(layer) == name.startswith("efficientnet_lite0")
         if layer:
-            gains.append(100 * (carried(model) - carried(trained)))
+            gains.append(100 * (external_mean(model) - external_mean(trained)))
             costs.append(100 * (trained["accuracy"]["value"] - model["test"]["accuracy"]["value"]))
-        else:
-            assert carried(model) == carried(trained)
     said = f"rises by {min(gains):.0f} to {max(gains):.0f} points, for at most {max(costs):.1f} points of accuracy"
     assert said in re.sub(r"\s+", " ", README)
-
-
-def test_adults_of_other_hospitals_are_called_what_the_readme_says():
-    assert "about half or more of adults with healthy\nlungs and most with pneumonia are called COVID-19" in README
-    for model in result("evidence")["models"].values():
-        for group, least in (("adult normals", 0.49), ("adult pneumonia", 0.6)):
-            figures = model["external"][group]["all"]
-            assert figures["called"]["COVID-19"] > least * figures["n"]
-
-
-def test_noise_takes_what_the_model_card_says():
-    assert "takes more than half of its accuracy from every EfficientNet-Lite0" in CARD
-    for name, noisy in result("evidence")["disturbances"]["changes"]["Gaussian noise, σ = 0.05"].items():
-        calm = noisy["value"] - noisy["minus none"]["value"]
-        assert (noisy["value"] < calm / 2) == name.startswith("efficientnet_lite0")
 
 
 def test_the_papers_tables_are_drawn_from_the_results():
@@ -104,8 +79,9 @@ def test_the_pages_figures_keep_the_promises():
 def test_manifest_holds_the_same_figures_and_hashes(weights):
     results, entries = result("evaluation"), read_manifest(weights)
     assert entries["resunet"]["figures"]["test"] == results["segmentation"]
-    assert entries.keys() - {"resunet"} == results["classification"].keys()
-    for name, figures in results["classification"].items():
+    classifiers = results["classification"] | results["findings"]
+    assert entries.keys() - {"resunet"} == classifiers.keys()
+    for name, figures in classifiers.items():
         assert entries[name]["figures"]["test"] == figures
 
 

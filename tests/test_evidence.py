@@ -7,24 +7,45 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.special import softmax
-from sklearn.metrics import brier_score_loss
+from scipy.special import logsumexp, softmax
+from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
-from manet_core import CLASSES, Pipeline
+from manet_core import CLASSES, Pipeline, load_xray
 from manet_core.phantom import phantom
 from manet_core.preprocess import SEES, network_input
-from train import attention_study, classify, evidence, export, familiarity, robustness
-from train.calibration import (
+from manet_core.tasks import GUIDED, MANET, NIH14
+from manet_core.weights import read_manifest, write_manifest
+from train import classify, evaluate, evidence, export, familiarity
+from train.measures import (
+    agreement,
+    classification,
+    controls,
+    external,
+    findings,
+    groups,
+    heatmaps,
+    localisation,
+    ood,
+    other_findings,
+    robustness,
+    segmentation,
+    source_probe,
+    statistics,
+)
+from train.measures.calibration import (
     brier,
     calibration,
     error_by_chance,
     expected_calibration_error,
     fit_temperature,
+    multi_label_error,
     reliability,
     spare_margins,
 )
-from train.duplicates import crossing_patients, near_duplicates
-from train.evaluate import percent
+from train.measures.duplicates import crossing_patients, near_duplicates
+from train.measures.markdown import percent, write_between
+from train.measures.study import Readings, Study, documents, results_folder
+from train.recipe import Recipe
 
 # --- what a network sees --------------------------------------------------------------------------------------------
 
@@ -122,19 +143,19 @@ def test_erasure_rewards_the_heatmap_that_points_at_what_is_used():
     mask = torch.ones(1, 16, 16)
     true, false = np.zeros((16, 16)), np.zeros((16, 16))
     true[:8, :8], false[8:, 8:] = 1, 1
-    right, wrong = (attention_study.erasure(Corner(), image, mask, 1, heat) for heat in (true, false))
+    right, wrong = (heatmaps.erasure(Corner(), image, mask, 1, heat) for heat in (true, false))
     assert right[0] < wrong[0] and right[1] > wrong[1]
 
 
 def test_measures_of_a_heatmap_by_hand():
     heat, mask = np.zeros((4, 4)), np.zeros((4, 4))
     heat[0], mask[:, :2] = 1, 1
-    assert attention_study.in_lung(heat, mask) == pytest.approx(0.5)
-    assert attention_study.spread(heat) == pytest.approx(np.log(4) / np.log(16))
-    assert attention_study.spread(np.ones((4, 4))) == pytest.approx(1)
-    assert attention_study.correlation(heat, heat) == pytest.approx(1)
-    assert np.isnan(attention_study.correlation(heat, np.ones((4, 4))))
-    assert attention_study.in_lung(np.zeros((4, 4)), mask) == 0
+    assert heatmaps.in_lung(heat, mask) == pytest.approx(0.5)
+    assert heatmaps.spread(heat) == pytest.approx(np.log(4) / np.log(16))
+    assert heatmaps.spread(np.ones((4, 4))) == pytest.approx(1)
+    assert heatmaps.correlation(heat, heat) == pytest.approx(1)
+    assert np.isnan(heatmaps.correlation(heat, np.ones((4, 4))))
+    assert heatmaps.in_lung(np.zeros((4, 4)), mask) == 0
 
 
 # --- familiarity ----------------------------------------------------------------------------------------------------
@@ -152,19 +173,19 @@ def test_distance_is_mahalanobis_and_the_limit_holds_its_share(rng):
     assert f"distance {2 * known.limit:.1f}" in sentence and "90%" in sentence and sentence.endswith("less.")
 
 
-def test_telling_apart_by_hand():
-    out = familiarity.telling_apart([1, 2, 3, 4], [3.5, 5, 6, 7], limit=3.2)
-    assert out["auroc"] == pytest.approx(15 / 16) and out["caught"] == 1
-    assert familiarity.telling_apart([1, 2], [3, 4], 3.5)["caught"] == 0.5
-    assert out["false_alarms_at_95"] == 0.25  # 95 % of the strangers lie above 3.725
+def test_detection_by_hand():
+    out = ood.detection(np.array([1, 2, 3, 4]), np.array([3.5, 5, 6, 7]), limit=3.2)
+    assert out["auroc"] == pytest.approx(15 / 16) and out["detected"] == 1
+    assert ood.detection(np.array([1, 2]), np.array([3, 4]), 3.5)["detected"] == 0.5
+    assert out["false_alarms_at_95"] == 0.25  # 95 % of the others lie above 3.725
 
 
 def test_packaged_pictures_and_spoilt_xrays_are_what_they_say(rng):
-    strangers = familiarity.packaged_pictures(64)
-    assert len(strangers) % 4 == 0 and len(strangers) > 100
-    assert all(x.shape == (64, 64) and x.dtype == np.float32 for x in strangers)
+    others = ood.packaged_pictures(64)
+    assert len(others) % 4 == 0 and len(others) > 100
+    assert all(x.shape == (64, 64) and x.dtype == np.float32 for x in others)
     x = phantom(64, 0).pixels
-    spoilt = {name: kind[0] for name, kind in familiarity.spoilt([x]).items()}
+    spoilt = {name: kind[0] for name, kind in ood.spoilt([x]).items()}
     np.testing.assert_array_equal(spoilt["X-rays upside down"], x[::-1, ::-1])
     np.testing.assert_allclose(spoilt["X-rays inverted"] + x, 1)
     assert all(y.shape == x.shape and 0 <= y.min() and y.max() <= 1 for y in spoilt.values())
@@ -196,48 +217,147 @@ def test_real_splits_share_no_patient(index):
     assert crossing_patients(index) == []
 
 
+def readings(predicted: list[int], task=MANET, **columns) -> Readings:
+    """What a network says that is sure of `predicted`, of rows with these columns of an index."""
+    index = pd.DataFrame({"source": "nih", "split": "test", "findings": ""} | columns)
+    if "patient" not in index:
+        index["patient"] = [f"p{i}" for i in range(len(index))]
+    logits = 4 * np.eye(len(task.classes), dtype=np.float32)[predicted]
+    return Readings(task, index, logits, np.zeros((len(index), 2), np.float32))
+
+
+LABELS = ["Normal", "Normal", "Pneumonia (unspecified)", "Viral pneumonia", "Tuberculosis", "Other finding"]
+
+
 def test_external_groups_count_the_right_answers():
-    index = pd.DataFrame({
-        "split": ["external"] * 5 + ["test"], "source": ["nih"] * 6, "patient": list("abcdef"),
-        "label": ["Normal", "Normal", "Pneumonia (unspecified)", "Viral pneumonia", "Tuberculosis", "Normal"],
-    })  # fmt: skip
-    called = [0, 2, 4, 3, 0, 0]
-    out = evidence.external(np.eye(5)[called], index)
-    assert out["adult normals"]["all"]["n"] == 2 and out["adult normals"]["nih"]["right"]["value"] == 0.5
-    assert out["adult pneumonia"]["all"]["right"]["value"] == 1 and out["tuberculosis"]["all"]["right"]["value"] == 0
-    assert out["adult normals"]["all"]["called"]["Tuberculosis"] == 1
+    out = external.external(readings([0, 2, 4, 3, 0, 0], label=LABELS, split="external"))
+    assert out["adult normals"]["all"]["n"] == 2 and out["adult normals"]["nih"]["sensitivity"]["value"] == 0.5
+    assert out["adult pneumonia"]["all"]["sensitivity"]["value"] == 1
+    assert out["tuberculosis"]["all"]["sensitivity"]["value"] == 0
+    assert out["adult normals"]["all"]["predicted"]["Tuberculosis"] == 1
     assert "COVID-19" not in out, "there is none"
+    three = external.external(readings([0, 2, 1, 0, 0, 0], GUIDED, label=LABELS, split="external"))
+    assert three["adult pneumonia"]["all"]["sensitivity"]["value"] == 0.5 and "tuberculosis" not in three
+
+
+def test_sensitivity_by_class_and_source_knows_partial_labels():
+    source = ["nih", "rsna_normal", "nih", "kermany", "shenzhen", "nih"]
+    r = readings([0, 1, 3, 3, 2, 0], label=LABELS, source=source)
+    found, means = groups.by_group(r, r.known("test"))
+    by_group = {(g["label"], g["source"]): g["sensitivity"]["value"] for g in found["groups"]}
+    assert by_group == {
+        ("Normal", "nih"): 1, ("Normal", "rsna_normal"): 0, ("Pneumonia (unspecified)", "nih"): 1,
+        ("Viral pneumonia", "kermany"): 0, ("Tuberculosis", "shenzhen"): 1,
+    }  # fmt: skip
+    assert found["n"] == 5 and found["mean"]["value"] == pytest.approx(3 / 5) and means.shape == (2000, 2)
+    assert found["classes"].keys() == {"Normal", "Tuberculosis", "Viral pneumonia"}, "a partial label names no class"
+    assert found["class_mean"]["value"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    cohorts = groups.cohorts(r, r.known("test"))
+    assert cohorts["adult normals, NIH"]["read_as"]["value"] == 0.5
+    assert cohorts["adult normals, NIH"]["specificity"]["value"] == 0.5, "one of two is told COVID-19"
+    assert cohorts["adult pneumonia, NIH"]["read_as"]["value"] == 1
+    assert cohorts["children with pneumonia"]["read_as"]["value"] == 1, "any pneumonia is right"
+
+
+def test_the_mean_over_groups_resamples_patients(rng):
+    """Two groups of n patients, read right with p and q: the mean's variance is (p(1−p) + q(1−q)) / 4n."""
+    n = 300
+    right = np.r_[rng.random(n) < 0.9, rng.random(n) < 0.5]
+    r = readings(np.where(right, 0, 1), label="Normal", source=["nih"] * n + ["rsna_normal"] * n)
+    figure = groups.by_group(r, r.known("test"))[0]["mean"]
+    p, q = right[:n].mean(), right[n:].mean()
+    assert figure["value"] == pytest.approx((p + q) / 2)
+    spread = 2 * 1.96 * np.sqrt((p * (1 - p) + q * (1 - q)) / (4 * n))
+    assert figure["high"] - figure["low"] == pytest.approx(spread, rel=0.1)
+
+
+def test_temperature_of_partial_labels_and_of_findings(rng):
+    honest = rng.normal(size=(4000, 5)) * 1.5
+    labels = np.array([rng.choice(5, p=p) for p in softmax(honest, 1)])
+    target = np.eye(5)[labels]
+    target[(labels >= 3) & (rng.random(4000) < 0.7), 3:] = 1  # most pneumonia is of an unknown kind
+    assert fit_temperature(honest * 3, target) == pytest.approx(3, rel=0.1)
+    p = softmax(honest * 3 / 2, 1)
+    by_hand = -np.log((p * target).sum(1)).mean()
+    allowed = np.where(target > 0, honest * 1.5, -np.inf)
+    assert by_hand == pytest.approx((logsumexp(honest * 1.5, 1) - logsumexp(allowed, 1)).mean())
+    yes = (rng.random((4000, 5)) < 1 / (1 + np.exp(-honest))).astype(float)
+    yes[::3] = np.nan
+    assert fit_temperature(honest * 2, yes, exclusive=False) == pytest.approx(2, rel=0.1)
+    assert (
+        multi_label_error(1 / (1 + np.exp(-honest)), yes) < 0.03 < multi_label_error(1 / (1 + np.exp(-3 * honest)), yes)
+    )
 
 
 def test_intervals_of_all_and_none_are_not_empty(rng):
     """Three of three right proves little; 1 − 0.025^(1/n) by hand. Many X-rays of one patient count as one."""
-    none = evidence.share(np.zeros(6, bool), np.repeat(["a", "b", "c"], 2))
+    none = statistics.proportion(np.zeros(6, bool), np.repeat(["a", "b", "c"], 2))
     assert (none["value"], none["low"]) == (0, 0) and none["high"] == pytest.approx(1 - 0.025 ** (1 / 3))
-    every = evidence.share(np.ones(3, bool), np.arange(3))
+    every = statistics.proportion(np.ones(3, bool), np.arange(3))
     assert (every["value"], every["high"]) == (1, 1) and every["low"] == pytest.approx(0.025 ** (1 / 3))
     right = rng.random(400) < 0.7
-    some = evidence.share(right, np.arange(400))
+    some = statistics.proportion(right, np.arange(400))
     assert some["value"] == right.mean() and some["high"] - some["low"] == pytest.approx(2 * 1.96 * 0.0229, rel=0.1)
+
+
+def test_auroc_is_scikit_learns_and_draws_patients(rng):
+    positive = rng.random(500) < 0.3
+    scores = np.round(positive + rng.normal(size=500), 1)  # with ties
+    patients = np.arange(500) // 2
+    found = statistics.auroc(scores, positive, patients, 200)
+    assert found["value"] == pytest.approx(roc_auc_score(positive, scores))
+    weights = statistics.bootstrap_weights(patients, 200)
+    drawn = [roc_auc_score(positive, scores, sample_weight=w) for w in weights]
+    assert found["low"] == pytest.approx(np.percentile(drawn, 2.5))
+    assert (found["n"], found["of"]) == (positive.sum(), 500)
+
+
+def test_an_even_sample_is_even_over_classes_and_sources():
+    classes = np.repeat([0, 1], [90, 10])
+    sources = np.array(["a"] * 80 + ["b"] * 10 + ["c"] * 10)
+    at = statistics.even_sample(classes, sources, n=16)
+    counts = pd.Series(zip(classes[at], sources[at])).value_counts().to_dict()
+    assert counts == {(0, "a"): 4, (0, "b"): 4, (1, "c"): 8} and len(set(at)) == 16
+    assert (at == statistics.even_sample(classes, sources, n=16)).all()
+    assert sorted(statistics.even_sample(classes, sources, n=1000)) == list(range(100)), "no more than there are"
+
+
+def test_figures_equal_scikit_learns(rng):
+    truth = rng.integers(0, 5, 300)
+    probabilities = rng.dirichlet(np.ones(5), 300)
+    probabilities[np.arange(300), truth] += 0.3
+    predicted = probabilities.argmax(1)
+    weights = statistics.bootstrap_weights(np.arange(300) // 3, 200)
+    got = classification.read_test(probabilities, truth, weights, CLASSES)
+    assert got["accuracy"]["value"] == pytest.approx(accuracy_score(truth, predicted))
+    assert got["macro_f1"]["value"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    drawn = statistics.confusions(truth, predicted, weights, 5)
+    assert statistics.macro_f1(drawn)[7] == pytest.approx(
+        f1_score(truth, predicted, average="macro", sample_weight=weights[7])
+    )
+    tb = got["per_class"]["Tuberculosis"]
+    assert tb["sensitivity"] == pytest.approx((predicted[truth == 2] == 2).mean())
+    assert tb["specificity"] == pytest.approx((predicted[truth != 2] != 2).mean())
+
+
+def test_bootstrap_draws_patients_whole():
+    patients = np.array(["a", "a", "b", "c", "c", "c"])
+    weights = statistics.bootstrap_weights(patients, 4000)
+    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 3] == weights[:, 5]).all()
+    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
+    correct = np.random.default_rng(1).random(400) < 0.8
+    found = statistics.mean(correct, statistics.bootstrap_weights(np.arange(400), 4000))
+    half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 400)
+    assert found["high"] - found["value"] == pytest.approx(half, rel=0.15)
+    assert found["value"] - found["low"] == pytest.approx(half, rel=0.15)
 
 
 def test_agreement_parts_the_unanimous_from_the_divided():
     truth = np.array([0, 1, 2, 3])
-    a, b = np.eye(5)[[0, 1, 2, 0]], np.eye(5)[[0, 1, 4, 0]]
-    out = evidence.agreement({"a": a, "b": b}, truth, np.arange(4))
+    out = agreement.agreement({"a": np.array([0, 1, 2, 0]), "b": np.array([0, 1, 4, 0])}, truth, np.arange(4), 5)
     assert out["share_unanimous"] == 0.75
     assert out["groups"]["unanimous"]["accuracy"]["value"] == pytest.approx(2 / 3)
     assert out["groups"]["divided"]["n"] == 1
-
-
-def test_share_of_accuracy_without_lung_tissue():
-    """The controls' accuracies against each other, and against always answering the commonest class."""
-
-    def control(value):
-        return {"n": 10, "accuracy": {"value": value}, "confusion": np.diag([4, 3, 1, 1, 1]).tolist()}
-
-    sentence = evidence.lungless({"lungs": control(0.8), "outside": control(0.6)})
-    assert "75 %" in sentence and "60.0 of 80.0" in sentence and "40.0" in sentence
-    assert evidence.lungless({"lungs": control(0.8)}).endswith("not measured.")
 
 
 def test_probe_reads_what_is_there_and_not_what_is_not(rng):
@@ -245,8 +365,116 @@ def test_probe_reads_what_is_there_and_not_what_is_not(rng):
     features = rng.normal(size=(200, 8))
     known = features + 3 * (target == "b")[:, None]
     patients = np.arange(200)
-    assert evidence.probe(known, target, patients)["balanced_accuracy"]["value"] > 0.95
-    assert 0.35 < evidence.probe(features, target, patients)["balanced_accuracy"]["value"] < 0.65
+    assert source_probe.probe(known, target, patients)["balanced_accuracy"]["value"] > 0.95
+    assert 0.35 < source_probe.probe(features, target, patients)["balanced_accuracy"]["value"] < 0.65
+
+
+def test_other_findings_are_told_by_doubt_and_by_quarrel():
+    p = np.array([[[0.9, 0.1], [0.5, 0.5]], [[0.9, 0.1], [0.5, 0.5]]])
+    np.testing.assert_allclose(other_findings.disagreement(p), 0, atol=1e-9)
+    apart = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+    assert other_findings.disagreement(apart)[0] == pytest.approx(np.log(2))
+    r = readings([0, 1, 2, 2, 0, 0], label=LABELS, source=["nih"] * 4 + ["shenzhen", "nih"])
+    told = other_findings.telling(np.array([0, 1, 2, 3, 9, 2.5]), (r.index.label == "Other finding").to_numpy(), r)
+    assert told["all sources"]["value"] == pytest.approx(3 / 5) and told["one hospital"]["value"] == 3 / 4
+    assert told["all sources"]["n"] == 1 and told["all sources"]["of"] == 6
+
+
+def test_findings_count_known_labels_only():
+    cells = ["Edema|Mass", "No Finding", "", "Edema"]
+    r = readings([3, 0, 3, 3], NIH14, label="Normal", findings=cells)
+    found = findings.findings(r, "test")
+    assert found["n"] == 3 and found["findings"].keys() == {"Edema", "Mass"}
+    assert found["findings"]["Edema"]["value"] == 1 and found["findings"]["Edema"]["n"] == 2
+    assert found["findings"]["Mass"]["value"] == 0.5, "all tie"
+
+
+def test_masks_of_every_source_are_measured_with_their_convention():
+    masks = pd.DataFrame({
+        "source": ["new", "new", "old", "old"], "patient": list("abcd"), "iou": [0.5, 1.0, 0.8, 0.6],
+        "mask_convention": ["drawn so", "drawn so", "x", "y"],
+    })  # fmt: skip
+    found = segmentation.by_source(masks)
+    assert found.keys() == {"new", "old, x", "old, y"} and found["new"]["mask_convention"] == "drawn so"
+    assert found["new"]["iou"]["value"] == 0.75 and found["new"]["dice"]["value"] == pytest.approx((2 / 3 + 1) / 2)
+    assert segmentation.by_source(masks.drop(columns="mask_convention"))["new"]["mask_convention"] == ""
+
+
+# --- lesions --------------------------------------------------------------------------------------------------------
+
+
+def test_enrichment_of_a_drawn_lesion():
+    """Lungs of 100 pixels, a lesion of 20, half of it outside of them; what lies outside counts nowhere."""
+    lungs, lesion = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    lungs[:10, :10], lesion[:1, :20] = True, True
+    assert localisation.enrichment(np.ones((20, 20)), lungs, lesion) == pytest.approx(1)
+    heat = np.zeros((20, 20))
+    heat[0, :10], heat[9, :10], heat[15] = 1, 3, 100
+    assert localisation.enrichment(heat, lungs, lesion) == pytest.approx((10 / 40) / (10 / 100))
+    assert not localisation.pointing(heat, lungs, lesion)
+    heat[0, 3] = 4
+    assert localisation.pointing(heat, lungs, lesion)
+    assert np.isnan(localisation.enrichment(np.zeros((20, 20)), lungs, lesion))
+    assert not localisation.pointing(np.zeros((20, 20)), lungs, lesion)
+
+
+def test_another_patients_heatmap_gains_nothing_from_one_blob():
+    patients = [f"p{i // 2}" for i in range(12)]
+    other = localisation.others(patients)
+    assert sorted(other) == list(range(12)) and all(patients[i] != patients[j] for i, j in enumerate(other))
+    lungs, rng = np.ones((8, 8), bool), np.random.default_rng(0)
+    lesions = [np.zeros((8, 8), bool) for _ in patients]
+    for lesion in lesions:
+        lesion[rng.integers(0, 4) :][:4, :4] = True
+    blob = np.zeros((8, 8))
+    blob[3, 2] = 1
+    same = localisation.localise([blob] * 12, [lungs] * 12, lesions, patients)
+    assert same["enrichment"]["value"] == pytest.approx(4) and same["enrichment_minus_other"]["value"] == 0
+    own = localisation.localise([x.astype(float) for x in lesions], [lungs] * 12, lesions, patients)
+    assert own["enrichment"]["value"] == pytest.approx(4) and own["enrichment_minus_other"]["low"] > 0
+    assert own["pointing"]["value"] == 1 and own["n"] == 12
+
+
+# --- controls -------------------------------------------------------------------------------------------------------
+
+
+def test_the_share_that_needs_no_lungs_is_counted_above_chance():
+    right, drawn = 0.8, np.full(4, 0.8)
+    share = controls.needless((0.6, np.array([0.5, 0.6, 0.6, 0.7])), (right, drawn), (0.4, np.full(4, 0.4)))
+    assert share["value"] == pytest.approx(0.5) and share["low"] < 0.5 < share["high"]
+    value, replicates = controls.over_seeds([(0.2, np.full(5000, 0.2)), (0.4, np.full(5000, 0.4))], 0)
+    assert value == pytest.approx(0.3)
+    assert 0.45 < np.isclose(replicates, 0.3).mean() < 0.55, "of two seeds, half of the draws have both"
+    assert controls.share_without_lungs({"lungs": {}}).endswith("not measured.")
+    both = {sees: {"accuracy": {"value": value}} for sees, value in (("lungs", 0.8), ("outside", 0.6))}
+    assert "60.0 with the lungs blacked out" in controls.share_without_lungs(both)
+    assert controls.share_without_lungs(both).endswith("not measured.")
+
+
+def test_controls_are_averaged_over_seeds_and_compared_with_the_lungs():
+    label = ["Normal", "COVID-19"] * 50
+    truth = np.array([0, 1] * 50)
+    runs = [(Recipe(sees="lungs", seed=seed), readings(truth, label=label)) for seed in (0, 1)]
+    half = np.where(np.arange(100) < 50, truth, 0)
+    runs.append((Recipe(sees="outside"), readings(half, label=label)))
+    found = controls.compare(runs)
+    assert found["lungs"]["seeds"] == [0, 1] and found["lungs"]["accuracy"]["value"] == 1
+    assert found["outside"]["minus_lungs"]["accuracy"]["value"] == pytest.approx(-0.25)
+    assert found["outside"]["needs_no_lungs"]["accuracy"]["value"] == pytest.approx((0.75 - 0.5) / (1 - 0.5))
+    assert found["outside"]["needs_no_lungs"]["class_mean"]["value"] == pytest.approx((0.75 - 0.2) / (1 - 0.2))
+    text = controls.share_without_lungs(found)
+    assert percent(found["outside"]["needs_no_lungs"]["accuracy"]) in text and "75.0 with the lungs blacked out" in text
+    assert "minus_lungs" not in controls.compare(runs[2:])["outside"], "without the one that sees them: not measured"
+
+
+def test_results_and_documents_follow_the_manifest(tmp_path):
+    weights = tmp_path / "weights"
+    assert str(results_folder(weights, None)) == "results" == str(results_folder(weights / "manifest.json", None))
+    assert str(results_folder(weights / "other.json", None)) == "results/other"
+    assert results_folder(weights / "other.json", tmp_path) == tmp_path
+    weights.mkdir()
+    (weights / "MODEL_CARD.md").write_text("")
+    assert documents(weights) == [weights / "MODEL_CARD.md"] and documents(weights / "other.json") == []
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------
@@ -254,28 +482,81 @@ def test_probe_reads_what_is_there_and_not_what_is_not(rng):
 
 @pytest.fixture
 def hospitals(phantoms, tmp_path):
-    """The phantoms, and eight more that play other hospitals' X-rays."""
+    """The phantoms, eight more that play external X-rays, four with another finding, and four outlines of lesions."""
     index = pd.read_csv(phantoms / "index.csv", dtype=str, keep_default_na=False)
     index["image"], index["mask"] = (str(phantoms) + "/" + index[column] for column in ("image", "mask"))
-    other = index[:8].assign(split="external", source="nih", mask="", patient=[f"x{i}" for i in range(8)])
-    other["label"] = ["COVID-19", "Tuberculosis", "Normal", "Pneumonia (unspecified)"] * 2
-    pd.concat([index, other]).to_csv(tmp_path / "index.csv", index=False)
+    outside = index[:8].assign(split="external", source="nih", mask="", patient=[f"x{i}" for i in range(8)])
+    outside["label"] = ["COVID-19", "Tuberculosis", "Normal", "Pneumonia (unspecified)"] * 2
+    odd = index[8:12].assign(split="test", source="nih", mask="", label="Other finding", patient=list("abcd"))
+    pd.concat([index, outside, odd]).to_csv(tmp_path / "index.csv", index=False)
+    lesions = index[index.label == "Bacterial pneumonia"][:4]
+    columns = {"image": lesions.image, "label": lesions.label, "ggo": lesions["mask"], "consolidation": ""}
+    pd.DataFrame(columns).to_csv(tmp_path / "lesions.csv", index=False)
     return tmp_path
 
 
 def test_an_interrupted_evidence_keeps_what_was_measured(hospitals, random_weights, run, tmp_path, monkeypatch):
-    common = ["--data", hospitals, "--weights", random_weights, "--cache", tmp_path / "cache", "--out", tmp_path]
+    common = ["--data", hospitals, "--weights", random_weights, "--cache", tmp_path / "cache"]
+    common += ["--results", tmp_path / "results", "--controls", tmp_path / "none"]
 
-    def interrupt(args):
+    def interrupt(study):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evidence, "splits", interrupt)
-        with pytest.raises(SystemExit, match="--only splits`"):
-            run(evidence, *common, "--only", "controls", "splits", "--controls", tmp_path / "none")
-    assert json.loads((tmp_path / "evidence.json").read_text()) == {"controls": {}}
-    with pytest.raises(SystemExit, match="--only strangers models recipes heatmaps disturbances`"):
-        run(evidence, *common, "--only", "splits")
+        patch.setattr(evidence.duplicates, "measure", interrupt)
+        with pytest.raises(SystemExit, match="--only splits controls`"):
+            run(evidence, *common, "--only", "groups", "splits", "controls")
+    kept = json.loads((tmp_path / "results" / "evidence.json").read_text())
+    assert kept.keys() == {"models"} and all("groups" in m for m in kept["models"].values())
+    run(evidence, *common, "--only", "splits", "controls")
+    found = json.loads((tmp_path / "results" / "evidence.json").read_text())
+    assert found["models"] == kept["models"] and found["splits"]["patients_crossing"] == 0
+    page = (tmp_path / "results" / "evidence.md").read_text()
+    assert "## Sensitivity by class and source" in page and f"* {controls.TITLE}" in page.split("## Not measured")[1]
+
+
+def test_figures_of_other_weights_do_not_stay(hospitals, random_weights, tmp_path):
+    study = Study(hospitals, random_weights, tmp_path)
+    path = tmp_path / "evidence.json"
+    old = {"efficientnet_lite0": {"sha256": "another", "groups": {}}, "gone": {"sha256": "x"}}
+    path.write_text(json.dumps({"models": old, "splits": {"pictures": 1}}))
+    begun = evidence.begin(path, study)
+    assert begun["splits"] == {"pictures": 1} and "gone" not in begun["models"]
+    assert begun["models"]["efficientnet_lite0"].keys() == {"sha256", "task"}
+
+
+def test_a_network_is_measured_as_the_pipeline_reads_it(hospitals, many_tasks, tmp_path):
+    """Same mask, same crop, same temperature: for each task, and for networks that are shown the lungs' box alone."""
+    study = Study(hospitals, many_tasks, tmp_path / "cache")
+    pipe = Pipeline.load(many_tasks)
+    for name in study.entries:
+        r = study.read(name)
+        probabilities = softmax(r.logits, 1) if r.task.exclusive else 1 / (1 + np.exp(-r.logits))
+        for i in (0, 5):
+            said = pipe.analyze(load_xray(r.index.image[i])).readings[name].probabilities
+            assert list(said) == list(r.task.classes)
+            np.testing.assert_allclose(list(said.values()), probabilities[i], atol=2e-2)
+    again = Study(hospitals, many_tasks, tmp_path / "cache").read("resnet34_ma")
+    np.testing.assert_array_equal(again.logits, study.read("resnet34_ma").logits)
+
+
+def test_a_missing_temperature_is_fitted_by_evaluate(hospitals, many_tasks, run, tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(many_tasks, weights)
+    entries = read_manifest(weights)
+    expected = entries["efficientnet_lite0"].pop("temperature")
+    entries = {name: entry for name, entry in entries.items() if entry["task"] != "nih14"}
+    write_manifest(weights / "other.json", entries)
+    (tmp_path / "README.md").write_text("<!-- evaluation -->\n<!-- /evaluation -->\n")
+    common = ["--data", hospitals, "--weights", weights / "other.json", "--cache", tmp_path / "cache"]
+    run(evaluate, *common, "--results", tmp_path / "results", "--record")
+    written = read_manifest(weights / "other.json")
+    assert written["efficientnet_lite0"]["temperature"] > 0 and expected == 1
+    assert written["efficientnet_lite0_ma"]["figures"]["test"]["task"] == "guided"
+    assert (tmp_path / "README.md").read_text().count("\n") == 2, "the README tells of manifest.json alone"
+    assert read_manifest(weights)["efficientnet_lite0"]["temperature"] == 1
+    text = (tmp_path / "results" / "evaluation.md").read_text()
+    assert "Five classes" in text and "Normal, pneumonia or COVID-19" in text and "kermany" in text
 
 
 def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
@@ -289,67 +570,70 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     run(classify, *common, *small, "--model", "efficientnet_lite0", "--sees", "outside", "--out", out)
     with pytest.raises(SystemExit, match="control"):
         run(export, "--run", out, "--weights", weights)
+    (out.parent / "stray").mkdir()
+    (out.parent / "stray" / "result.json").write_text("[]")
     results = tmp_path / "results"
-    with pytest.raises(SystemExit, match="train.familiarity"):
-        run(evidence, *common, "--out", results)
     run(familiarity, *common, "--share", 0.9)
     recipes = tmp_path / "recipes"
     shutil.copytree(out, recipes / "again")
-    runs = ["--controls", out.parent, "--recipes", recipes]
-    run(evidence, *common, *runs, "--out", results, "--heatmaps", 5, "--disturbed", 5, "--record")
+    runs = ["--controls", out.parent, "--recipes", recipes, "--results", results]
+    run(evidence, *common, *runs, "--heatmaps", 5, "--disturbed", 5, "--explainers", "gradcam", "--record")
 
     found = json.loads((results / "evidence.json").read_text())
     assert list(found["models"]) == ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
-    assert found["controls"]["outside"]["n"] == 8 and found["splits"]["patients_crossing"] == 0
-    blind = found["controls"]["outside"]["external"]["adult normals"]["all"]["right"]
-    assert found["recipes"]["again"]["external"]["adult normals"]["all"]["right"] == blind
-    assert f"lungs blacked out | {percent(found['controls']['outside']['accuracy'])} |" in evidence.headline(found)
+    assert found["controls"].keys() == {"outside"} and found["controls"]["outside"]["n"] == 8
+    blind = found["controls"]["outside"]["external"]["adult normals"]["all"]["sensitivity"]
+    assert found["recipes"]["again"]["external"]["adult normals"]["all"]["sensitivity"] == blind
+    assert f"all but the lungs | {percent(found['controls']['outside']['accuracy'])} |" in evidence.headline(found)
+    assert "not measured" in evidence.headline(found), "no control sees the lungs"
     assert found["splits"]["near_duplicates"]["external – train"] >= 8, (
         "which are copies; other phantoms are much alike"
     )
     first = found["models"]["efficientnet_lite0"]
     assert set(first["external"]) == {"COVID-19", "tuberculosis", "adult normals", "adult pneumonia"}
-    assert first["calibration"]["external"]["n"] == first["external_pooled"]["n"] == 6, "two have another label"
+    assert first["calibration"]["external"]["n"] == first["external_pooled"]["n"] == 6, "two are of an unknown kind"
+    assert first["groups"]["external"]["n"] == 8, "which are read well or badly all the same"
     assert (results / "reliability.png").stat().st_size > 10_000
     assert first["last_layer"] is None and first["as_trained"]["confusion"] == first["test"]["confusion"]
     assert first["as_trained"]["external"] == first["external"], "a network without a new layer is as it was trained"
-    disturbed = found["disturbances"]
+    disturbed = found["robustness"]
     assert disturbed["n"] == 5 and disturbed["changes"].keys() == robustness.CHANGES.keys()
     noisy, calm = (disturbed["changes"][c]["efficientnet_lite0"] for c in ("Gaussian noise, σ = 0.05", "none"))
     assert noisy["minus none"]["value"] == pytest.approx(noisy["value"] - calm["value"])
-    rows = evidence.confusion_by_source(found["models"])
+    assert found["localisation"]["n"] == 4 and found["localisation"]["covered"]["value"] >= 0
+    assert found["localisation"]["models"]["efficientnet_lite0"].keys() == {"gradcam"}
+    assert found["other_findings"]["manet"]["n"] == 4 and found["agreement"]["manet"]["models"] == list(found["models"])
+    assert found["heatmaps"]["manet"]["n"] == 5
+    rows = classification.confusion_by_source(found["models"])
     test_rows = [row for row in rows if row[0].startswith("test") and row[3] == "`efficientnet_lite0`"]
     assert sum(sum(row[4:]) for row in test_rows) == 8 and all(sum(row[4:]) == row[2] for row in rows)
     page = (results / "evidence.md").read_text()
-    for title in (
-        "By class",
-        "Other hospitals",
-        "Without lung tissue",
-        "Recipes",
-        "source",
-        "Calibration",
-        "agree",
-        "Heatmaps",
-        "Disturb",
-        "networks know",
-        "Splits",
-    ):
-        assert title in page
+    for section, module in evidence.SECTIONS.items():
+        there = section not in ("findings", "last_layer")
+        assert (f"## {module.TITLE}\n" in page) == there, section
     assert evidence.headline(found) in (weights / "MODEL_CARD.md").read_text()
 
     shutil.rmtree(out)
-    run(evidence, *common, *runs, "--out", results, "--only", "controls")
+    run(evidence, *common, *runs, "--only", "controls")
     assert json.loads((results / "evidence.json").read_text()) == found, "what is not at hand stays as recorded"
-
-    strangers = found["strangers"]["strangers"]
-    assert strangers["photographs, CT, MR"]["n"] > 100 and strangers["other hospitals: nih"]["n"] == 8
+    sets = found["ood"]["sets"]
+    assert sets["photographs, CT, MR"]["n"] > 100 and sets["external: nih"]["n"] == 8
 
     pipe = Pipeline.load(weights)
     a = pipe.analyze(phantom(96, 0))
     assert a.distance == pytest.approx(a.to_dict()["distance"]) and np.isfinite(a.distance)
     assert pipe.entries["efficientnet_lite0"]["temperature"] == first["calibration"]["temperature"]
-    x = phantom(96, 3)
-    cool = pipe.analyze(x).readings["efficientnet_lite0"].probabilities
-    pipe.entries["efficientnet_lite0"]["temperature"] = 0.01
-    hot = pipe.analyze(x).readings["efficientnet_lite0"].probabilities
-    assert max(hot.values()) > max(cool.values()) and set(cool) == set(CLASSES)
+
+
+def test_every_section_has_a_title_and_tells_nothing_of_nothing():
+    for section, module in evidence.SECTIONS.items():
+        assert module.TITLE and callable(module.measure) and callable(module.lines), section
+    page = evidence.markdown({"models": {}})
+    assert all(f"* {module.TITLE}" in page for module in evidence.SECTIONS.values())
+
+
+def test_a_block_is_written_between_its_marks(tmp_path):
+    path = tmp_path / "x.md"
+    path.write_text("a\n<!-- b -->\nold\n<!-- /b -->\nc\n")
+    write_between(path, "b", "new \\1\n")
+    assert path.read_text() == "a\n<!-- b -->\nnew \\1\n<!-- /b -->\nc\n"

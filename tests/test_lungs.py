@@ -26,13 +26,33 @@ def test_a_mask_at_another_size_keeps_what_cleaning_did():
     probability = np.zeros((56, 56), np.float32)
     probability[10:40, 8:24] = probability[10:40, 32:48] = 0.9
     probability[20:24, 12:16] = 0.1  # a hole, to be filled
-    probability[50:52, 50:52] = 0.9  # a speck, to be removed
+    probability[50:53, 50:53] = 0.9  # a speck, to be removed
     lungs = Lungs.from_probability(probability)
     raw, cleaned = lungs.raw_at((448, 224)), lungs.at((448, 224))
     assert raw.shape == cleaned.shape == (448, 224) and raw.dtype == cleaned.dtype == bool
     assert not raw[22 * 8, 14 * 4] and cleaned[22 * 8, 14 * 4]
     assert raw[51 * 8, 51 * 4 - 1] and not cleaned[45 * 8 :].any()
     assert cleaned.mean() == pytest.approx(lungs.cleaned.mean(), rel=0.05)
+
+
+def test_at_the_segmenters_own_size_the_mask_is_what_was_cleaned_and_nearby_it_is_interpolated(rng):
+    probability = rng.random((64, 64), np.float32) * 0.4 + np.where(phantom_mask(64), 0.5, 0).astype(np.float32)
+    lungs = Lungs.from_probability(probability)
+    assert lungs.at(64) is lungs.cleaned and (lungs.raw_at(64) == (probability > 0.5)).all()
+    edited = np.where(lungs.cleaned == (probability > 0.5), probability, lungs.cleaned.astype(np.float32))
+    for size in (48, 73):
+        np.testing.assert_array_equal(lungs.at(size), resize(edited, size) > 0.5)
+
+
+def test_an_enlarged_outline_is_smooth_and_where_it_was():
+    """A disc that was predicted as pixels, steps and all, is round to a quarter of a pixel when enlarged tenfold."""
+    y, x = np.mgrid[:56, :56] - 27.5
+    disc = np.hypot(y, x) < 20
+    lungs = Lungs.from_probability(disc.astype(np.float32))
+    y, x = (np.mgrid[:560, :560] - 279.5) / 10
+    distance = np.hypot(y, x)
+    for mask in (lungs.at(560), lungs.raw_at(560)):
+        assert not mask[distance > 20.25].any() and mask[distance < 19.75].all()
 
 
 def test_predict_lungs_scales_to_the_unit_range():

@@ -10,14 +10,6 @@ from conftest import ROOT
 from PIL import Image
 
 from manet_core.__main__ import main
-from manet_core.phantom import phantom
-
-
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "chest.png"
-    Image.fromarray((phantom(128).pixels * 255).astype(np.uint8)).save(path)
-    return path
 
 
 def test_analyze_writes_a_panel_and_results_in_order(picture, random_weights, tmp_path, capsys):
@@ -28,7 +20,7 @@ def test_analyze_writes_a_panel_and_results_in_order(picture, random_weights, tm
     other.write_bytes(picture.read_bytes())
     status = main(["analyze", str(picture), str(bad), str(other), "--out", str(out), "--weights", str(random_weights)])
     assert status == 1
-    results = json.loads((out / "results.json").read_text())
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [r["file"] for r in results] == [str(picture), str(bad), str(other)]
     assert results[1].keys() == {"file", "error"} and results[1]["error"].endswith(".")
     assert len(results[0]["readings"]) == 3 and results[0]["readings"] == results[2]["readings"]
@@ -44,6 +36,51 @@ def test_analyze_json_and_chosen_models(picture, random_weights, tmp_path, capsy
     assert main([*arguments, "--models", "efficientnet_lite0_ma"]) == 0
     (result,) = json.loads(capsys.readouterr().out)
     assert list(result["readings"]) == ["efficientnet_lite0_ma"]
+
+
+def test_networks_of_many_tasks(picture, many_tasks, tmp_path, capsys):
+    out = tmp_path / "o"
+    assert main(["analyze", str(picture), "--out", str(out), "--weights", str(many_tasks)]) == 0
+    (result,) = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    readings, table = result["readings"], capsys.readouterr().out
+    assert [len(r["probabilities"]) for r in readings.values()] == [5, 3, 14, 5]
+    findings = readings["efficientnet_lite0_cbam"]["probabilities"]
+    for name, p in findings.items():
+        assert (f"{name} {p:.1%}" in table) == (p >= 0.5)
+    assert main(["models", "--weights", str(many_tasks)]) == 0
+    assert "nih14     weights" in capsys.readouterr().out
+
+
+def test_results_can_be_read_at_any_moment(picture, random_weights, tmp_path, monkeypatch):
+    from manet_core import commands
+
+    seen, out = [], tmp_path / "o"
+
+    def look(*args, **kwargs):
+        seen.append(len(json.loads((out / "results.json").read_text(encoding="utf-8"))))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_SAVE_S", 0)
+    monkeypatch.setattr(commands, "save_report", look)
+    arguments = [*[str(picture)] * 4, "--out", str(out), "--weights", str(random_weights), "--models", ""]
+    assert main(["analyze", *arguments]) == 130
+    assert seen == [0, 1, 2] and len(json.loads((out / "results.json").read_text(encoding="utf-8"))) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal of POSIX")
+def test_ctrl_c_while_torch_is_loaded_is_no_traceback(tmp_path):
+    """The signal comes as soon as torch's import has begun, which takes seconds."""
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *args):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "import runpy; sys.argv = ['manet_core', 'models']; runpy.run_module('manet_core', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
 
 
 def test_models_are_listed(random_weights, tmp_path, capsys):
@@ -74,6 +111,6 @@ def test_usage_and_missing_weights_end_with_two(picture, random_weights, tmp_pat
     assert main(["analyze", str(picture), *out, "--weights", str(random_weights), "--models", "resnet99"]) == 2
     assert "resnet99" in capsys.readouterr().err
     taken = tmp_path / "taken"
-    taken.write_text("a file where the folder should be")
+    taken.write_text("a file where the folder should be", encoding="utf-8")
     assert main(["analyze", str(picture), "--out", str(taken), "--weights", str(random_weights)]) == 2
     assert "choose another --out" in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """Registry, Table 3, and mask attention against a direct reading of its equation."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -9,8 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from manet_core import create_classifier, create_segmenter, list_models
+from manet_core.networks import registry
+from manet_core.networks.attention import CBAM, AttentionMap, conv_bn
+from manet_core.networks.classifier import Classifier
 from manet_core.networks.registry import split_name
-from train.complexity import count_parameters, table_3
+from train.complexity import count_parameters, last_map, table_3
 
 # parameters (M), FLOPs (M) at 512×512, MA map elements: the paper's Table 3
 TABLE_3 = {
@@ -34,6 +40,8 @@ def test_table_3(name):
     assert round(counted["parameters"] / 1e6, 2) == parameters
     assert counted["flops"] / 1e6 == pytest.approx(flops, abs=0.01)
     assert counted["map_elements"] == elements
+    if split_name(name)[1] == "ma":
+        assert table_3(f"{split_name(name)[0]}_nma") == counted
 
 
 def test_efficientnet_lite0_is_light():
@@ -44,19 +52,26 @@ def test_efficientnet_lite0_is_light():
 
 
 def test_every_name_builds_and_answers():
+    assert create_classifier("efficientnet_lite0_nma", num_classes=3, in_channels=2).classifier.out_features == 3
+    plain = None
     for name in list_models():
-        net = create_classifier(name, num_classes=3).eval()
+        attention = split_name(name)[1]
+        if attention in ("ma", "nma"):  # has no weights of its own, and VGG-16's take seconds to draw
+            net = with_weights(name, plain)
+        else:
+            net = create_classifier(name).eval()
+            plain = plain if attention else net
         image, mask = torch.randn(2, 1, 96, 128), torch.rand(2, 1, 96, 128)
         with torch.inference_mode():
             features = net.forward_features(image, mask)
             logits = net.forward_head(features)
-        assert logits.shape == (2, 3)
+        assert logits.shape == (2, 5)
         cells = {"vgg16": (6, 8), "inception_v3": (1, 2)}.get(split_name(name)[0], (3, 4))
         assert features.shape[0] == 2 and features.shape[2:] == cells
-        assert bool(net.attention_maps(mask)) == name.endswith("_ma")
+        assert bool(net.attention_maps(mask)) == (attention in ("ma", "nma"))
 
 
-@pytest.mark.parametrize("name", [name for name in list_models() if not name.endswith("_ma")])
+@pytest.mark.parametrize("name", [name for name in list_models() if split_name(name)[1] not in ("ma", "nma")])
 def test_networks_without_mask_attention_ignore_the_mask(name):
     net = create_classifier(name).eval()
     image = torch.randn(1, 1, 80, 80)
@@ -71,11 +86,58 @@ def test_unknown_names_and_missing_masks_are_explained():
         create_classifier("resnet34_")
     with pytest.raises(ValueError, match="resunet"):
         create_segmenter("unet")
-    net = create_classifier("resnet34_ma")
-    with pytest.raises(ValueError, match=r"net\(image, mask\)"):
-        net(torch.zeros(1, 1, 64, 64))
-    with pytest.raises(ValueError, match="same height and width"):
-        net(torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 32, 32))
+    for name in ("resnet34_ma", "efficientnet_lite0_nma"):
+        net = create_classifier(name)
+        with pytest.raises(ValueError, match=r"net\(image, mask\)"):
+            net(torch.zeros(1, 1, 64, 64))
+        with pytest.raises(ValueError, match="same height and width"):
+            net(torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 32, 32))
+
+
+class Tiny(Classifier):
+    """One convolution: a backbone from outside."""
+
+    def __init__(self, attention: str, num_classes: int, in_channels: int):
+        super().__init__()
+        self.attention = attention
+        self.conv, self.bn = nn.Conv2d(in_channels, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16)
+        self.cbam = CBAM(16) if attention == "cbam" else nn.Identity()
+        self.fc = nn.Linear(16, num_classes)
+
+    @property
+    def last_block(self):
+        return self.cbam
+
+    def walk(self, x, m):
+        x, m = conv_bn(self.conv, self.bn, x, m)
+        return None if x is None else self.cbam(x), m
+
+    def forward_head(self, features):
+        return self.fc(features.mean((2, 3)))
+
+
+def test_a_backbone_from_outside_is_one_row(monkeypatch):
+    monkeypatch.setattr(registry, "_BACKBONES", dict(registry._BACKBONES))
+    before = list_models()
+    registry.register_backbone("tiny", "Tiny network", Tiny)
+    registry.register_backbone("tiny_plain", "Tiny, plain", Tiny, attentions=[""])
+    assert list_models() == [*before, "tiny", "tiny_ma", "tiny_nma", "tiny_cbam", "tiny_plain"]
+    assert split_name("tiny_nma") == ("tiny", "nma") and split_name("tiny_plain") == ("tiny_plain", "")
+    assert registry.human_name("tiny_nma") == ("Tiny network", "normalised mask attention")
+    image, mask = torch.randn(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+    for name in ("tiny", "tiny_ma", "tiny_nma", "tiny_cbam"):
+        net = create_classifier(name).eval()
+        assert net(image, mask).shape == (2, 5)
+        assert [m.shape for m in net.attention_maps(mask)] == [(2, 1, 4, 4)] * name.endswith("ma")
+    with pytest.raises(ValueError, match="'tiny_ma' already"):
+        registry.register_backbone("tiny_ma", "", Tiny, attentions=[""])
+    with pytest.raises(ValueError, match="no attention 'se'"):
+        registry.register_backbone("other", "", Tiny, attentions=["", "se"])
+
+
+def test_names_cost_no_import_of_torchvision():
+    code = "import sys, manet_core.networks.registry as r; r.list_models(); assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def torchvisions(name: str) -> nn.Module:
@@ -91,6 +153,7 @@ def test_state_dict_keys_are_torchvisions(name):
         theirs = torchvisions(name).state_dict().keys()
         assert create_classifier(name).state_dict().keys() == theirs
         assert create_classifier(f"{name}_ma").state_dict().keys() == theirs
+        assert create_classifier(f"{name}_nma").state_dict().keys() == theirs
         extra = create_classifier(f"{name}_cbam").state_dict().keys() - theirs
     assert extra and all("cbam." in key for key in extra)
 
@@ -123,12 +186,12 @@ def pool_slowly(mask: np.ndarray, k, s: int, p) -> np.ndarray:
 
 def geometry(name: str) -> list[tuple]:
     """(kernel, stride, padding) of every layer that pools the mask, written down from the architectures' papers."""
-    if name == "efficientnet_lite0_ma":
+    if name == "efficientnet_lite0":
         stages = [(3, 1, 1), (3, 2, 2), (5, 2, 2), (3, 2, 3), (5, 1, 3), (5, 2, 4), (3, 1, 1)]
         return [(3, 2, 1)] + [(k, s if i == 0 else 1, k // 2) for k, s, n in stages for i in range(n)]
-    if name == "vgg16_ma":  # the last pooling lies behind the last features
+    if name == "vgg16":  # the last pooling lies behind the last features
         return [layer for n in (2, 2, 3, 3, 3) for layer in [(3, 1, 1)] * n + [(2, 2, 0)]][:-1]
-    if name == "inception_v3_ma":
+    if name == "inception_v3":
         wide, high = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
         return [
             *[(3, 2, 0), (3, 1, 0), (3, 1, 1), (3, 2, 0), (3, 1, 0), (3, 2, 0)],  # stem
@@ -142,24 +205,31 @@ def geometry(name: str) -> list[tuple]:
     for stage, blocks in enumerate([3, 4, 6, 3]):
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
-            out += [(3, stride, 1), (3, 1, 1)] if name == "resnet34_ma" else [(3, stride, 1)]
+            out += [(3, stride, 1), (3, 1, 1)] if name == "resnet34" else [(3, stride, 1)]
     return out
 
 
-MASK_ATTENTION = [name for name in list_models() if name.endswith("_ma")]
+BACKBONES = [name for name in list_models() if split_name(name)[1] == ""]
 
 
-@pytest.mark.parametrize("name", MASK_ATTENTION)
-def test_pyramid_is_repeated_average_pooling(name, rng):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_pyramid_is_repeated_average_pooling(backbone, rng):
     mask = (rng.random((96, 96)) > 0.4).astype(np.float32)
-    with torch.device("meta"):
-        net = create_classifier(name)
-    maps = net.attention_maps(torch.from_numpy(mask)[None, None])
-    expected = mask
-    assert len(maps) == len(geometry(name))
-    for got, (k, s, p) in zip(maps, geometry(name)):
-        expected = pool_slowly(expected, k, s, p)
-        np.testing.assert_allclose(got[0, 0].numpy(), expected, atol=1e-6)
+    mask[:, :16] = 0
+    given = torch.from_numpy(np.stack([mask, np.zeros_like(mask), np.ones_like(mask)]))[:, None]
+    with torch.device("meta"):  # the pyramid needs neither image nor weights
+        maps = create_classifier(f"{backbone}_ma").attention_maps(given)
+        normalised = create_classifier(f"{backbone}_nma").attention_maps(given)
+    share, whole = mask, np.ones_like(mask)
+    assert len(maps) == len(normalised) == len(geometry(backbone))
+    for got, ratio, (k, s, p) in zip(maps, normalised, geometry(backbone)):
+        share, whole = pool_slowly(share, k, s, p), pool_slowly(whole, k, s, p)
+        np.testing.assert_allclose(got[0, 0].numpy(), share, atol=1e-6)
+        np.testing.assert_allclose(ratio[0, 0].numpy(), share / whole, atol=1e-5)
+        for m in (got, ratio):
+            assert m.shape == (3, 1, *share.shape) and m.min() >= 0 and m.max() <= 1
+            assert m[1].eq(0).all()
+        assert ratio[2].eq(1).all()
 
 
 def settle(net: nn.Module) -> None:
@@ -176,11 +246,27 @@ def settle(net: nn.Module) -> None:
     net.eval()
 
 
-class Slow:
-    """MANet's equation step by step: I[i+1] = A(BN(conv(I[i])) ⊗ P(M[i])), M[i+1] = P(M[i])."""
+def with_weights(name: str, other: nn.Module) -> nn.Module:
+    """The network `name`, ready to predict, that shares the weights of `other`."""
+    with torch.device("meta"):
+        net = create_classifier(name).eval()
+    net.load_state_dict(other.state_dict(), assign=True)
+    return net
 
-    def __init__(self, net: nn.Module, mask: torch.Tensor):
-        self.w, self.mask = net.state_dict(), mask
+
+class Slow:
+    """MANet's equation step by step: I[i+1] = A(BN(conv(I[i])) ⊗ P(M[i])), M[i+1] = P(M[i]).
+
+    Normalised: ⊗ P(M[i]) / P(O[i]) with O[0] = 1 everywhere.
+    """
+
+    def __init__(self, net: nn.Module, mask: torch.Tensor, normalised: bool):
+        self.w, self.share, self.normalised = net.state_dict(), mask, normalised
+        self.whole = torch.ones_like(mask)
+
+    @property
+    def mask(self):
+        return self.share / self.whole if self.normalised else self.share
 
     def conv_bn(self, x, conv, bn, stride=1, padding=0, groups=1, eps=1e-5):
         w = self.w
@@ -189,7 +275,7 @@ class Slow:
         return F.batch_norm(x, *statistics, w[f"{bn}.weight"], w[f"{bn}.bias"], eps=eps)
 
     def pool(self, k, stride, padding):
-        self.mask = F.avg_pool2d(self.mask, k, stride, padding)
+        self.share, self.whole = (F.avg_pool2d(m, k, stride, padding) for m in (self.share, self.whole))
         return self.mask
 
     def resnet(self, x, bottleneck):
@@ -328,21 +414,67 @@ class Slow:
         return F.linear(x.mean((2, 3)), self.w["classifier.weight"], self.w["classifier.bias"])
 
 
-@pytest.mark.parametrize("name", MASK_ATTENTION)
-def test_mask_attention_is_the_papers_equation(name):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mask_attention_is_the_papers_equation(backbone, monkeypatch):
     torch.manual_seed(0)
-    net = create_classifier(name).double()  # in float64, to tell a wrong place from rounding
+    net = create_classifier(f"{backbone}_ma").double()  # in float64, to tell a wrong place from rounding
     settle(net)
+    normalised = with_weights(f"{backbone}_nma", net)
     image, mask = torch.randn(2, 1, 96, 96).double(), (torch.rand(2, 1, 96, 96) > 0.4).double()
-    slow = Slow(net, mask)
     with torch.inference_mode():
-        expected = getattr(slow, name.removesuffix("_ma"))(image)
+        expected = getattr(Slow(net, mask, normalised=False), backbone)(image)
         logits = net(image, mask)
         torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
         assert (logits - net(image, torch.ones_like(mask))).abs().max() > 1e-3 * logits.abs().max()
+        ratio = getattr(Slow(net, mask, normalised=True), backbone)(image)
+        torch.testing.assert_close(normalised(image, mask), ratio, rtol=1e-9, atol=1e-9)
+        for wrong in ("skipped", "doubled", "reordered"):  # what this test is there to see, among maps of equal shape
+            derail(monkeypatch, wrong)  # normalised, because Inception's own maps fade to nothing at 96 pixels
+            assert (normalised(image, mask) - ratio).abs().max() > 1e-5 * ratio.abs().max(), wrong
+            monkeypatch.undo()
+
+
+def derail(monkeypatch, wrong: str) -> None:
+    """Let the second map that multiplies features of the same size as the map before it do something wrong."""
+    attend, seen, chances = AttentionMap.attend, [], []
+
+    def attend_wrongly(self, features):
+        seen.append(self)
+        if len(seen) == 1 or seen[-2].values.shape != self.values.shape:
+            return attend(self, features)
+        chances.append(self)
+        if len(chances) != 2:
+            return attend(self, features)
+        if wrong == "skipped":
+            return features
+        return attend(self, attend(self, features)) if wrong == "doubled" else attend(seen[-2], features)
+
+    monkeypatch.setattr(AttentionMap, "attend", attend_wrongly)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_an_all_lung_mask_is_the_identity_of_normalised_mask_attention(backbone):
+    plain = create_classifier(backbone).eval()
+    faded, normalised = (with_weights(f"{backbone}_{attention}", plain) for attention in ("ma", "nma"))
+    image, mask = torch.randn(2, 1, 96, 80), torch.ones(2, 1, 96, 80)
+    with torch.inference_mode():
+        logits = plain(image)
+        assert torch.equal(normalised(image, mask), logits)
+        assert not torch.allclose(faded(image, mask), logits)
+        mask[:, :, :48] = 0
+        assert not torch.allclose(normalised(image, mask), logits)
+
+
+@pytest.mark.parametrize("attention", ["ma", "nma"])
+def test_a_map_cell_has_a_gradient_in_all_pixels_that_it_sees(attention):
+    mask = torch.ones(1, 1, 64, 64, requires_grad=True)
+    m = create_classifier(f"efficientnet_lite0_{attention}").attention_maps(mask)[1]  # 3×3 by 2, then 3×3: 7 pixels
+    m[0, 0, 16, 16].backward()
+    assert (mask.grad > 0).sum() == 7 * 7 and mask.grad.sum() == pytest.approx(1)
 
 
 def test_a_full_mask_changes_only_the_border():
+    assert last_map(create_classifier("resnet34_nma"), 224) == 1
     maps = create_classifier("resnet34_ma").attention_maps(torch.ones(1, 1, 224, 224))
     for m in maps[:10]:
         assert m.shape[-1] > 20 and torch.allclose(m[..., 10:-10, 10:-10], torch.ones(()))
@@ -382,8 +514,6 @@ def test_one_channel_weights_see_grey_as_the_three_channels_did():
 
 
 def test_cbam_is_woos():
-    from manet_core.networks.attention import CBAM
-
     torch.manual_seed(0)
     cbam = CBAM(32)
     assert sum(p.numel() for p in cbam.parameters()) == 2 * 32 * 2 + 2 * 49
@@ -394,6 +524,29 @@ def test_cbam_is_woos():
     pooled = torch.stack([y.mean(1), y.amax(1)], 1)
     y = y * torch.sigmoid(F.conv2d(pooled, cbam[1].conv.weight, padding=3))
     torch.testing.assert_close(cbam(x), y)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_cbam_put_into_a_trained_network_can_start_as_the_identity(backbone):
+    torch.manual_seed(0)
+    plain, cbam = create_classifier(backbone).eval(), create_classifier(f"{backbone}_cbam").eval()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    missing = cbam.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing and all("cbam." in key for key in missing)
+    image = torch.randn(2, 1, 96, 96)
+    with torch.inference_mode():
+        expected, features = plain(image), plain.forward_features(image)
+        assert not torch.allclose(cbam(image), expected, rtol=1e-2)
+        cbam.start_cbam_as_identity()
+        torch.testing.assert_close(cbam.forward_features(image), features, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(cbam(image), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        plain.start_cbam_as_identity()
+        assert torch.equal(plain(image), expected)
+    cbam(image).sum().backward()  # and from there it learns
+    assert all(p.grad.abs().max() > 0 for name, p in cbam.named_parameters() if name.endswith(".1.conv.weight"))
 
 
 def test_resunet_is_shape_preserving_and_symmetric():

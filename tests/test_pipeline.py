@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from skimage import data
 
 from manet_core import CLASSES, Pipeline, WeightsError, XRay, load_xray
+from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
-from manet_core.preprocess import resize
+from manet_core.preprocess import crop, lung_box, resize, segmented_lungs
+from manet_core.tasks import get_task
 
 TRIO = ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
 
@@ -19,6 +22,11 @@ TRIO = ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"
 @pytest.fixture(scope="module")
 def random_pipe(random_weights):
     return Pipeline.load(random_weights)
+
+
+@pytest.fixture(scope="module")
+def task_pipe(many_tasks):
+    return Pipeline.load(many_tasks)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,7 @@ def test_analysis_is_complete(random_pipe):
 def test_to_dict_is_json_and_holds_no_pixels(random_pipe):
     result = json.loads(json.dumps(random_pipe.analyze(phantom(128)).to_dict()))
     assert {"readings", "lung_area", "warnings"} <= result.keys()
-    assert result["readings"]["efficientnet_lite0_ma"].keys() == {"probabilities", "predicted", "in_lung"}
+    assert result["readings"]["efficientnet_lite0_ma"].keys() == {"task", "probabilities", "predicted", "in_lung"}
     assert len(json.dumps(result)) < 5000
 
 
@@ -88,6 +96,120 @@ def test_the_mask_is_segmented_once_and_each_network_runs_once(random_pipe):
     for handle in handles:
         handle.remove()
     assert calls == dict.fromkeys(nets, 1)
+
+
+def test_each_network_answers_its_own_task_and_votes_are_within_one(task_pipe):
+    analysis = task_pipe.analyze(phantom(128))
+    assert analysis.tasks == ["manet", "guided", "nih14"]
+    for reading in analysis.readings.values():
+        task, p = get_task(reading.task), reading.probabilities
+        assert tuple(p) == tuple(reading.heatmaps) == tuple(reading.in_lung) == task.classes
+        assert reading.predicted == max(p, key=p.get)
+        assert (abs(sum(p.values()) - 1) < 1e-6) == task.exclusive
+        assert reading.present == ([reading.predicted] if task.exclusive else [c for c in p if p[c] >= 0.5])
+    assert list(analysis.readings_of("manet")) == ["efficientnet_lite0", "resnet34_ma"]
+    assert sum(analysis.votes_of("manet").values()) == 2 and sum(analysis.votes_of("guided").values()) == 1
+    assert analysis.votes == analysis.votes_of("manet") and analysis.leading == analysis.leading_of("manet")
+    findings = analysis.readings["efficientnet_lite0_cbam"]
+    assert 1 < len(findings.present) < 14 and analysis.leading_of("nih14") == findings.present
+    result = json.loads(json.dumps(analysis.to_dict()))
+    assert {m: r["task"] for m, r in result["readings"].items()} == {m: r.task for m, r in analysis.readings.items()}
+
+
+def test_without_a_finding_nothing_leads(task_pipe, monkeypatch):
+    net = task_pipe.classifiers["efficientnet_lite0_cbam"]
+    monkeypatch.setattr(net.classifier.bias, "data", torch.full((14,), -20.0))
+    analysis = task_pipe.analyze(phantom(128), ["efficientnet_lite0_cbam"])
+    reading = analysis.readings["efficientnet_lite0_cbam"]
+    assert max(reading.probabilities.values()) < 1e-6 and reading.predicted in reading.probabilities
+    assert reading.present == analysis.leading == [] and analysis.votes == {}
+
+
+def test_a_network_of_the_lungs_box_sees_it_alone_and_its_heatmap_lies_where_the_box_is(task_pipe, monkeypatch):
+    truth = phantom_mask(96)
+    truth[:, 60:] = False  # one lung: the box is far from the whole
+    lungs, x = Lungs(truth.astype(np.float32), truth), XRay(phantom(300).pixels[:, :240])
+    net, seen = task_pipe.classifiers["resnet34_ma"], []
+    monkeypatch.setattr(
+        net, "forward_features", lambda *inputs: seen.extend(inputs) or type(net).forward_features(net, *inputs)
+    )
+    analysis = task_pipe.analyze(x, lungs=lungs)
+    reading, (image, mask) = analysis.readings["resnet34_ma"], (t[0, 0].numpy() for t in seen)
+    assert reading.box == lung_box(truth, 0.05) and reading.box[3] - reading.box[1] < 0.6
+    np.testing.assert_array_equal(mask, crop(truth.astype(np.float32), reading.box, 64) > 0.5)
+    expected = segmented_lungs(crop(resize(x.pixels, 96), reading.box, 64), mask)
+    np.testing.assert_allclose(image, expected, atol=1e-6)
+    top, left, bottom, right = np.rint(np.multiply(reading.box, (300, 240, 300, 240))).astype(int)
+    for name in CLASSES:
+        heatmap, full = reading.heatmaps[name], analysis.heatmap("resnet34_ma", name)
+        assert heatmap.shape == (64, 64) and full.shape == (300, 240)
+        np.testing.assert_allclose(full[top:bottom, left:right], resize(heatmap, (bottom - top, right - left)))
+        assert full.sum() == pytest.approx(full[top:bottom, left:right].sum())
+        share = heatmap[mask > 0].sum() / max(heatmap.sum(), 1e-7)
+        assert reading.in_lung[name] == pytest.approx(share, abs=1e-5)
+        assert sum(reading.in_sides[name]) == pytest.approx(share, abs=1e-5)
+        assert reading.in_sides[name][1] == 0, "the cut between the lungs is that of the whole mask"
+    assert any(heatmap.any() for heatmap in reading.heatmaps.values())
+    assert analysis.readings["efficientnet_lite0"].box == (0, 0, 1, 1)
+    small = analysis.heatmap("resnet34_ma", "Normal", (30, 24))
+    assert small.shape == (30, 24) and not small[:, int(np.ceil(24 * reading.box[3])) :].any()
+
+
+def test_a_network_of_the_lungs_box_sees_the_whole_picture_where_no_lung_was_found(task_pipe):
+    nothing = np.zeros((64, 64), bool)
+    lungs = Lungs(nothing.astype(np.float32), nothing)
+    reading = task_pipe.analyze(phantom(100), ["resnet34_ma"], lungs=lungs).readings["resnet34_ma"]
+    assert reading.box == (0, 0, 1, 1) and set(reading.in_lung.values()) == {0}
+
+
+def test_many_x_rays_are_read_in_order_in_batches_and_as_one_by_one(task_pipe):
+    xrays = [XRay(phantom(100 + i, i).pixels[:, : 90 + i]) for i in range(5)]
+    taken, sizes = [], []
+    stem = task_pipe.classifiers["efficientnet_lite0"].conv_stem
+    handle = stem.register_forward_hook(lambda *a: sizes.append(len(a[2])))
+    several = task_pipe.analyze_many((taken.append(i) or x for i, x in enumerate(xrays)), batch=2)
+    first = next(several)
+    assert taken == [0, 1], "no more than a batch is held"
+    several = [first, *several]
+    assert sizes == [2, 2, 1]
+    handle.remove()
+    for x, many in zip(xrays, several, strict=True):
+        one = task_pipe.analyze(x)
+        assert many.original is x.pixels and (many.mask == one.mask).all() and many.warnings == one.warnings
+        assert many.to_dict().keys() == one.to_dict().keys() and list(many.readings) == list(one.readings)
+        for model, reading in one.readings.items():
+            other = many.readings[model]
+            assert other.probabilities == pytest.approx(reading.probabilities, abs=1e-5)
+            assert other.in_lung == pytest.approx(reading.in_lung, abs=1e-5)
+            assert other.peaks == pytest.approx(reading.peaks, abs=1e-5)
+            for name, heatmap in reading.heatmaps.items():
+                np.testing.assert_allclose(other.heatmaps[name], heatmap, atol=1e-5)
+
+
+def test_many_x_rays_without_heatmaps(task_pipe):
+    (found,) = task_pipe.analyze_many([phantom(100)], heatmaps=False)
+    one = task_pipe.analyze(phantom(100))
+    for model, reading in found.readings.items():
+        assert reading.heatmaps == reading.peaks == reading.in_lung == reading.in_sides == {}
+        assert reading.probabilities == pytest.approx(one.readings[model].probabilities, abs=1e-5)
+    json.dumps(found.to_dict())
+    with pytest.raises(KeyError, match="none"):
+        found.heatmap("resnet34_ma", "Normal")
+    (mask_alone,) = task_pipe.analyze_many([phantom(100)], models=[])
+    assert mask_alone.readings == {} and mask_alone.leading == []
+    assert list(task_pipe.analyze_many([])) == []
+    with pytest.raises(WeightsError, match="not loaded"):
+        task_pipe.analyze_many([phantom(100)], models=["resnet50"])
+
+
+def test_a_wrong_name_is_answered_with_the_right_ones(task_pipe):
+    analysis = task_pipe.analyze(phantom(100))
+    with pytest.raises(KeyError, match="'TB'.*Normal, COVID-19, Tuberculosis"):
+        analysis.heatmap("resnet34_ma", "TB")
+    with pytest.raises(KeyError, match="'resnet34'.*efficientnet_lite0, .*resnet34_ma"):
+        analysis.heatmap("resnet34", "Normal")
+    assert len(repr(analysis)) < 300 and "100 × 100" in repr(analysis) and "resnet34_ma" in repr(analysis)
+    assert repr(analysis.readings["efficientnet_lite0_ma"]).startswith("Reading(guided: ")
 
 
 # --- shipped weights ------------------------------------------------------------------------------------------------
@@ -191,8 +313,6 @@ def test_real_x_rays_are_read_better_than_the_majority_class(pipe, index):
 
 def test_pipeline_and_training_see_the_same_input(pipe, index, weights, tmp_path):
     """What `train` reads from its cache gives the probabilities that the pipeline gives."""
-    import torch
-
     from train.data import LungPictures, Pictures, predicted_lungs
 
     name = "efficientnet_lite0_ma"
@@ -208,6 +328,22 @@ def test_pipeline_and_training_see_the_same_input(pipe, index, weights, tmp_path
         p = (logits / pipe.entries[name]["temperature"]).softmax(0).numpy()
         reading = pipe.analyze(XRay(cached.astype(np.float32) / 255), models=[name]).readings[name]
         np.testing.assert_allclose(list(reading.probabilities.values()), p, atol=1e-4)
+
+
+def test_training_cuts_out_the_same_box(task_pipe, phantoms, tmp_path):
+    from train.data import LungPictures, Pictures, View
+
+    view = View.of(task_pipe.entries["resnet34_ma"]["preprocessing"])
+    pictures = Pictures(phantoms, view.working, tmp_path)
+    rows = np.arange(4)
+    for row, (image, mask, _) in zip(rows, LungPictures("classify", pictures, rows, pictures.masks, view=view)):
+        truth = pictures.masks[row] > 0
+        x, lungs = XRay(pictures.images[row].astype(np.float32) / 255), Lungs(truth.astype(np.float32), truth)
+        with torch.inference_mode():
+            p = task_pipe.classifiers["resnet34_ma"](image[None], mask[None])[0].softmax(0).numpy()
+        reading = task_pipe.analyze(x, ["resnet34_ma"], lungs=lungs).readings["resnet34_ma"]
+        assert reading.box != (0, 0, 1, 1)
+        np.testing.assert_allclose(list(reading.probabilities.values()), p, atol=1e-5)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
@@ -234,7 +370,7 @@ def test_twelve_megapixels_stay_under_one_and_a_half_gigabytes(weights, tmp_path
         "import re, sys; from pathlib import Path; from manet_core import Pipeline, load_xray\n"
         "a = Pipeline.load(sys.argv[1]).analyze(load_xray(sys.argv[2]))\n"
         "a.original, a.mask_raw, a.mask, a.lungs, a.heatmap(list(a.readings)[0], 'Normal')\n"
-        "peak = re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())\n"
+        "peak = re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text(encoding='utf-8'))\n"
         "print(a.mask.shape, int(peak[1]) / 1e6)"
     )
     out = subprocess.run([sys.executable, "-c", code, weights, path], capture_output=True, text=True, check=True).stdout

@@ -6,7 +6,7 @@ from PIL import Image
 
 from manet_core import Pipeline
 from manet_core.phantom import phantom
-from manet_core.report import save_report
+from manet_core.report import limits, save_report
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,22 @@ def test_png_has_a4_proportions_whatever_was_asked(pipe, tmp_path, models):
     picture = Image.open(path)
     assert picture.height / picture.width == pytest.approx(2**0.5, rel=0.01)
     assert np.asarray(picture.convert("L")).std() > 20
+
+
+def test_networks_of_many_tasks_share_a_page(many_tasks, tmp_path):
+    pipe = Pipeline.load(many_tasks)
+    path = tmp_path / "report.pdf"
+    save_report(pipe.analyze(phantom(128)), path, hashes=pipe.hashes)
+    assert path.read_bytes().count(b"/Type /Page ") + path.read_bytes().count(b"/Type /Page\n") == 1
+    said = limits(["manet", "nih14"])
+    assert "five probabilities" in said and "14" not in said and "do not sum to 100%" in said
+    assert "A heatmap shows" in limits([]) and "five" not in limits([])
+
+
+def test_a_page_without_heatmaps(many_tasks, tmp_path):
+    (analysis,) = Pipeline.load(many_tasks).analyze_many([phantom(128)], heatmaps=False)
+    save_report(analysis, tmp_path / "report.png")
+    assert Image.open(tmp_path / "report.png").height > 1000
 
 
 def test_title_and_note_are_printed(pipe, tmp_path):

@@ -2,8 +2,11 @@
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,16 +14,27 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score, f1_score
 from torch.utils.data import DataLoader
 
 from manet_core import CLASSES, Pipeline, create_classifier, load_xray
 from manet_core.lungs import Lungs
-from manet_core.preprocess import resize, to_unit_range
+from manet_core.preprocess import crop, lung_box, network_input, resize, to_unit_range
+from manet_core.tasks import MANET, NIH14
 from manet_core.weights import read_manifest
-from train import classify, data, engine, evaluate, export, segment
+from train import broad, classify, data, engine, evaluate, export, segment
+from train.augment import augmentation
 from train.complexity import last_map
-from train.data import LungPictures, Pictures, augmentation, draw_weights, predicted_lungs, read_index, split_by_image
+from train.data import (
+    LungPictures,
+    Pictures,
+    RawPictures,
+    View,
+    draw_weights,
+    predicted_lungs,
+    read_index,
+    split_by_image,
+)
+from train.recipe import PAPER, RECIPES, Recipe, Run
 from train.segment import dice_loss, intersection_over_union
 
 SMALL = ["--size", 64, "--batch", 8, "--device", "cpu", "--workers", 0]
@@ -62,7 +76,18 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
     run(export, "--run", tmp_path / "c", "--weights", weights)
     card = weights / "MODEL_CARD.md"
     card.write_text("before\n<!-- evaluation -->\nold\n<!-- /evaluation -->\nafter\n")
-    run(evaluate, "--data", phantoms, "--weights", weights, "--cache", cache, "--out", tmp_path / "results", "--record")
+    run(
+        evaluate,
+        "--data",
+        phantoms,
+        "--weights",
+        weights,
+        "--cache",
+        cache,
+        "--results",
+        tmp_path / "results",
+        "--record",
+    )
 
     log = (tmp_path / "seg" / "log.csv").read_text().splitlines()
     assert len(log) == 21 and "iou_kermany" in log[0]
@@ -83,19 +108,18 @@ def test_every_verb_in_turn(phantoms, run, tmp_path):
     assert dtypes == {torch.float16}
 
 
-def settings(out, **changes):
-    arguments = ["--out", str(out), "--device", "cpu", "--precision", "no", "--batch", "8", "--epochs", "3"]
-    p = engine.parser("", optimizer="sgd", lr=0.05, weight_decay=0.0, schedule="cosine")
-    return p.parse_args(arguments + [str(a) for pair in changes.items() for a in pair])
+SHORT = replace(
+    PAPER["classify"], model="efficientnet_lite0", size=64, epochs=3, batch=8, lr=0.05, precision="no", select="score"
+)
 
 
 def train_classifier(phantoms, cache, out, stop_after=None, **changes):
     """Three epochs of a small classifier; with `stop_after`, interrupted while that epoch is validated."""
-    args = settings(out, **changes)
+    recipe = replace(SHORT, **changes)
     pictures = Pictures(phantoms, 64, cache)
     rows = pictures.rows("train", labelled=True)
-    train_set = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True), args.seed)
-    torch.manual_seed(args.seed)
+    train_set = LungPictures("classify", pictures, rows, pictures.masks, augmentation(30, True), recipe.seed)
+    torch.manual_seed(recipe.seed)
     net = create_classifier("efficientnet_lite0")  # has dropout, so the generator's state matters
     epochs = iter(range(1, 10))
 
@@ -107,21 +131,43 @@ def train_classifier(phantoms, cache, out, stop_after=None, **changes):
             raise KeyboardInterrupt
         return {"score": 1.0}
 
-    engine.fit(args, net, train_set, loss, validate, score="score")
-    return torch.load(out / "last.ckpt", weights_only=True)["net"]
+    run = Run(str(phantoms), str(out), device="cpu")
+    engine.fit(recipe, run, net, train_set, loss, validate)
+    return torch.load(out / "last.ckpt", weights_only=True)["average" if recipe.ema else "net"]
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(phantoms, tmp_path):
-    whole = train_classifier(phantoms, tmp_path, tmp_path / "whole")
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_an_interrupted_training_ends_with_the_same_weights(phantoms, tmp_path, ema):
+    whole = train_classifier(phantoms, tmp_path, tmp_path / "whole", ema=ema)
     with pytest.raises(SystemExit, match="same command goes on"):
-        train_classifier(phantoms, tmp_path, tmp_path / "cut", stop_after=2)
-    resumed = train_classifier(phantoms, tmp_path, tmp_path / "cut")
+        train_classifier(phantoms, tmp_path, tmp_path / "cut", stop_after=2, ema=ema)
+    resumed = train_classifier(phantoms, tmp_path, tmp_path / "cut", ema=ema)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert any(
-        not torch.equal(whole[n], w)
-        for n, w in train_classifier(phantoms, tmp_path, tmp_path / "2", **{"--seed": 1}).items()
-    )
+    other = train_classifier(phantoms, tmp_path, tmp_path / "2", seed=1, ema=ema)
+    assert any(not torch.equal(whole[name], other[name]) for name in other)
+
+
+def test_of_equal_epochs_the_first_is_kept_and_recorded(phantoms, tmp_path):
+    train_classifier(phantoms, tmp_path, tmp_path / "out")
+    one = train_classifier(phantoms, tmp_path, tmp_path / "one", epochs=1, schedule="constant")
+    kept = load_file(tmp_path / "out" / "best.safetensors")
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["validation"]["epoch"] == 1
+    assert load_file(tmp_path / "one" / "best.safetensors").keys() == kept.keys() == one.keys()
+    last = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["net"]
+    assert not torch.equal(kept["classifier.weight"], last["classifier.weight"])
+
+
+def test_a_moving_average_is_what_is_kept(phantoms, tmp_path):
+    """θ' ← d θ' + (1 − d) θ after every step: by hand for two steps, of which the first copies."""
+    out = tmp_path / "out"
+    average = train_classifier(phantoms, tmp_path, out, ema=0.75, epochs=1, schedule="constant")
+    last = torch.load(out / "last.ckpt", weights_only=True)["net"]
+    kept = load_file(out / "best.safetensors")["classifier.weight"]
+    assert int(average["n_averaged"]) == 2 and torch.equal(average["module.classifier.weight"], kept)
+    first = (kept - 0.25 * last["classifier.weight"]) / 0.75
+    assert not torch.allclose(kept, last["classifier.weight"], atol=1e-4)
+    assert (first - last["classifier.weight"]).abs().max() < 1
 
 
 STEPS = """
@@ -182,7 +228,7 @@ def test_two_processes_train_as_one_does(phantoms, tmp_path):
 def test_another_setting_in_the_same_folder_is_refused(phantoms, tmp_path):
     train_classifier(phantoms, tmp_path, tmp_path / "out")
     with pytest.raises(SystemExit, match="another lr"):
-        train_classifier(phantoms, tmp_path, tmp_path / "out", **{"--lr": 0.1})
+        train_classifier(phantoms, tmp_path, tmp_path / "out", lr=0.1)
 
 
 def test_a_setting_that_an_older_version_also_had_is_no_other_setting(tmp_path):
@@ -192,7 +238,7 @@ def test_a_setting_that_an_older_version_also_had_is_no_other_setting(tmp_path):
 
 def test_too_few_pictures_are_explained(phantoms, tmp_path):
     with pytest.raises(SystemExit, match="fewer than --batch 64"):
-        train_classifier(phantoms, tmp_path, tmp_path / "out", **{"--batch": 64})
+        train_classifier(phantoms, tmp_path, tmp_path / "out", batch=64)
 
 
 def test_the_cache_does_not_depend_on_how_the_folder_is_spelled(phantoms, tmp_path, monkeypatch):
@@ -205,31 +251,32 @@ def test_lungs_are_segmented_once_and_only_where_they_are_asked_for(phantoms, ra
     asked = []
 
     def segmenter(net, pictures, size):
-        if len(asked) == 2:
+        if len(asked) == 1 and len(pictures) < 32:
             raise KeyboardInterrupt
         asked.append(len(pictures))
         return [Lungs.from_probability((to_unit_range(resize(p, size)) > 0.5).astype(np.float32)) for p in pictures]
 
     monkeypatch.setattr(data, "predict_lungs", segmenter)
-    pictures = Pictures(phantoms, 96, tmp_path)
-    rows = np.arange(3, 23)
+    index = pd.concat([pd.read_csv(phantoms / "index.csv", dtype=str)] * 2)
+    index[["image", "mask"]] = index[["image", "mask"]].map(lambda name: str(phantoms / name))
+    index.to_csv(tmp_path / "index.csv", index=False)
+    pictures = Pictures(tmp_path, 96, tmp_path)
+    rows = np.arange(2, 52)
     with pytest.raises(KeyboardInterrupt):
         predicted_lungs(pictures, random_weights, rows)
-    assert asked == [8, 8]
+    assert asked == [32]
     asked.clear()
     lungs = predicted_lungs(pictures, random_weights, rows)
-    assert asked == [4], "what was segmented before the interruption is kept"
+    assert asked == [18], "what was segmented before the interruption is kept"
     predicted_lungs(pictures, random_weights, rows[::3])
-    assert asked == [4]
+    assert asked == [18]
 
-    assert lungs.shape == pictures.images.shape and not lungs[[0, 1, 2, 23]].any()
+    assert lungs.shape == pictures.images.shape and not lungs[[0, 1, 52]].any()
     size = read_manifest(random_weights)["resunet"]["preprocessing"]["size"]
     other = pictures.resized(size)
-    for row in rows:
-        expected = Lungs.from_probability((to_unit_range(other.images[row] / 255) > 0.5).astype(np.float32)).cleaned
-        assert (predicted_lungs(other, random_weights, rows)[row] == expected).all()
-        assert (lungs[row] == (resize(expected.astype(np.float32), 96) > 0.5)).all()
-    assert asked == [4]
+    for row in rows[::7]:
+        expected = Lungs.from_probability((to_unit_range(other.images[row] / 255) > 0.5).astype(np.float32))
+        assert (lungs[row] == expected.at(96)).all(), "the mask that the pipeline would make"
 
 
 def test_padding_fades_the_map_and_the_training_says_so(phantoms, random_weights, run, tmp_path, monkeypatch, capsys):
@@ -250,7 +297,7 @@ def test_padding_fades_the_map_and_the_training_says_so(phantoms, random_weights
         assert ("Use a larger --size" in capsys.readouterr().out) == bool(limit)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet34", "resnet50", "vgg16", "inception_v3"])
 def test_cbam_put_into_a_trained_network_starts_as_the_identity(name):
     plain, cbam = create_classifier(name).eval(), create_classifier(f"{name}_cbam").eval()
     for module in plain.modules():
@@ -258,8 +305,8 @@ def test_cbam_put_into_a_trained_network_starts_as_the_identity(name):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.2)
     untouched = engine.start_from(cbam, plain.state_dict())
-    assert untouched and all(".cbam." in key for key in untouched)
-    image = torch.randn(2, 1, 64, 64)
+    assert untouched and all("cbam." in key for key in untouched)
+    image = torch.randn(2, 1, 96, 96)
     with torch.inference_mode():
         torch.testing.assert_close(cbam(image), plain(image), rtol=1e-4, atol=1e-4)
 
@@ -289,11 +336,11 @@ def test_augmentation_keeps_mask_and_image_together_and_the_outside_black(phanto
     for epoch in range(5):
         dataset.epoch = epoch
         for item in range(len(rows)):
-            image, mask, label = dataset[item]
+            image, mask, target = dataset[item]
             assert image.shape == mask.shape == (1, 64, 64) and image.dtype == mask.dtype == torch.float32
             assert image.min() == -1 and image.max() == pytest.approx(1, abs=1e-5)
             assert set(mask.unique().tolist()) == {0.0, 1.0} and (image[mask == 0] == -1).all()
-            assert CLASSES[label] == pictures.index.label[rows[item]]
+            assert target.tolist() == [float(name == pictures.index.label[rows[item]]) for name in CLASSES]
             changed += not np.array_equal(mask[0].numpy() > 0, pictures.masks[rows[item]])
     share = changed / (5 * len(rows))
     assert share == pytest.approx(1 - 0.5**moved, abs=0.09) and share < 1  # each step moves half of the masks
@@ -305,7 +352,8 @@ def test_augmentation_ranges_are_the_papers():
     shift, scale, rotate, brightness = steps.values()
     assert all(s.p == 0.5 for s in steps.values())
     assert shift.translate_percent["x"] == (-0.0625, 0.0625) == shift.translate_percent["y"]
-    assert scale.scale["x"] == (0.8, 1.2) and rotate.rotate == (-10, 10)
+    assert scale.scale["x"] == (0.8, 1.2) and scale.keep_ratio, "one scale for both axes"
+    assert rotate.rotate == (-10, 10)
     assert brightness.brightness_limit == brightness.contrast_limit == (-0.2, 0.2)
     assert len(augmentation(10, False).transforms) == 3
 
@@ -371,12 +419,189 @@ def test_other_masks_fill_hollows_or_move_the_rim_and_leave_the_picture(rng):
     assert filled / 200 == pytest.approx(0.5, abs=0.1) and min(areas) < 0.8 and max(areas) > 1.3
 
 
-def test_balance_draws_groups_alike():
-    groups = pd.Series(["a"] * 8 + ["b"] * 2)
-    assert draw_weights(groups, 0) is None
-    weights = draw_weights(groups, 1)
-    assert weights[:8].sum() == pytest.approx(1) and weights[8:].sum() == pytest.approx(1)
-    assert draw_weights(groups, 0.5)[0] == pytest.approx(8**-0.5)
+def test_balance_draws_sources_and_classes_alike():
+    labels = pd.Series(["sick"] * 10 + ["well"] * 5)
+    sources = pd.Series(["a"] * 8 + ["b"] * 2 + ["a"] * 5)
+    assert draw_weights(labels, sources, 0) is None
+    weights = draw_weights(labels, sources, 1)
+    assert weights[:8].sum() == pytest.approx(1) == pytest.approx(float(weights[8:10].sum()))
+    assert draw_weights(labels, sources, 0.5)[0] == pytest.approx(8**-0.5)
+    weights = draw_weights(labels, sources, 1, balance_classes=True)
+    assert weights[:10].sum() == pytest.approx(1) == pytest.approx(float(weights[10:].sum()))
+    assert weights[:8].sum() == pytest.approx(float(weights[8:10].sum()))
+    assert draw_weights(labels, sources, 0, balance_classes=True)[[0, 10]].tolist() == pytest.approx([0.1, 0.2])
+
+
+def test_the_papers_recipe_departs_from_nothing_and_others_say_where():
+    assert PAPER["classify"].departures() == {} == PAPER["segment"].departures()
+    assert (PAPER["classify"].size, PAPER["classify"].epochs, PAPER["classify"].batch) == (512, 200, 64)
+    assert (PAPER["segment"].size, PAPER["segment"].epochs, PAPER["segment"].lr) == (512, 50, 2e-4)
+    changed = replace(PAPER["classify"], size=224, model="resnet50", seed=2)
+    assert changed.departures() == {"size": {"paper": 512, "here": 224}}
+    assert changed.shared() == replace(changed, model="resnet34", seed=0, init="x").shared()
+    assert changed.shared() != replace(changed, lr=0.1).shared()
+
+
+def test_settings_of_an_older_training_give_its_recipe(weights):
+    """What a recipe did not name when the shipped networks were trained has the value that it then had."""
+    entry = read_manifest(weights / "paper-composition.json")["resnet34_ma"]
+    recipe = Recipe.of(entry["training"]["settings"] | {"task": "classify"})
+    assert (recipe.model, recipe.size, recipe.task, recipe.crop) == ("resnet34_ma", 224, "manet", None)
+    assert recipe.departures().keys() == entry["training"]["departures_from_paper"].keys()
+
+
+def test_every_setting_is_an_option_of_the_command_line():
+    parser = classify.options("")
+    args = parser.parse_args("--out x --recipe broad --crop 0.1 --no-balance-classes --init y --seed 3".split())
+    recipe = classify.recipe_from(args, "classify")
+    changes = dict(crop=0.1, balance_classes=False, init="y", seed=3)
+    assert recipe == replace(RECIPES["classify"]["broad"], **changes)
+
+
+def test_a_partial_label_teaches_the_sum(rng):
+    """−log(p(a) + p(b)), and cross entropy where the label is whole; smoothing spreads its share."""
+    logits = torch.from_numpy(rng.normal(size=(3, 5))).float()
+    labels = ["Pneumonia (unspecified)", "Tuberculosis", "Viral pneumonia"]
+    target = torch.from_numpy(np.stack([MANET.target(label) for label in labels]))
+    p = logits.double().softmax(1).numpy()
+    whole = -np.log([p[0, 3] + p[0, 4], p[1, 2], p[2, 4]])
+    assert classify.class_loss(logits, target, MANET).item() == pytest.approx(whole.mean(), rel=1e-5)
+    smooth = (0.9 * whole - 0.1 * np.log(p).mean(1)).mean()
+    assert classify.class_loss(logits, target, MANET, 0.1).item() == pytest.approx(smooth, rel=1e-5)
+
+
+def test_unknown_findings_teach_nothing(rng):
+    logits = torch.from_numpy(rng.normal(size=(2, 14))).float()
+    target = torch.from_numpy(np.stack([NIH14.target("Effusion|Mass"), NIH14.target("")]))
+    p = 1 / (1 + np.exp(-logits[0].double().numpy()))
+    present = np.isin(NIH14.classes, ["Effusion", "Mass"])
+    expected = -np.log(np.where(present, p, 1 - p)).mean()
+    assert classify.class_loss(logits, target, NIH14).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_group_sensitivity_leaves_out_groups_that_say_nothing():
+    groups = np.array(["a"] * 20 + ["b"] * 10 + ["c"] * 2)
+    right = np.array([True] * 10 + [False] * 10 + [True] * 10 + [False] * 2)
+    assert classify.group_sensitivity(right, groups) == pytest.approx(0.75)
+    assert classify.group_sensitivity(right[-2:], groups[-2:]) == 0, "all are small: all count"
+
+
+def test_a_view_cuts_out_the_lungs(rng):
+    mask = np.zeros((40, 50), bool)
+    mask[10:30, 5:25] = True
+    assert lung_box(mask, 0.1) == pytest.approx((8 / 40, 3 / 50, 32 / 40, 27 / 50))
+    assert lung_box(mask, 1.0) == pytest.approx((0, 0, 1, 45 / 50)), "never beyond the picture"
+    assert lung_box(np.zeros((4, 4), bool), 0.1) == (0, 0, 1, 1)
+    picture = rng.random((40, 50)).astype(np.float32)
+    assert np.array_equal(crop(picture, lung_box(mask, 0.1), 24), picture[8:32, 3:27])
+    square = np.pad(mask, ((0, 10), (0, 0)))
+    image, lungs = View(20, 50, 0.0).of_lungs(np.pad(picture, ((0, 10), (0, 0))), square)
+    assert lungs.all() and np.array_equal(image, picture[10:30, 5:25])
+    whole = View.of({"size": 50})
+    assert whole.of_lungs(picture, mask)[0] is picture and whole.box(mask) == (0, 0, 1, 1)
+
+
+def broad_batch(phantoms, cache, n=16, size=64):
+    pictures = Pictures(phantoms, 96, cache)
+    images, masks = pictures.images[:n], pictures.masks[:n]
+    boxes = np.array([lung_box(mask, 0.05) for mask in masks], np.float32)
+    raw = RawPictures(images, masks[:, None], boxes, np.zeros((n, 5), np.float32))
+    image, mask, box, _ = raw.__getitems__(list(range(n)))
+    return image.float() / 255, mask.float(), box
+
+
+def test_the_broad_augmentation_keeps_mask_and_image_together(phantoms, tmp_path):
+    """Shown as its own image, a mask comes out as the mask: both are moved alike, and ranges hold."""
+    image, mask, box = broad_batch(phantoms, tmp_path)
+    for seed in range(3):
+        out, moved = broad.broad(image, mask, box, 64, torch.Generator().manual_seed(seed), other_masks=False)
+        assert out.shape == moved.shape == (16, 1, 64, 64) and set(moved.unique().tolist()) == {0, 1}
+        assert out.min() >= 0 and out.max() <= 1 and moved.mean((1, 2, 3)).min() > 0.1
+        again, _ = broad.broad(image, mask, box, 64, torch.Generator().manual_seed(seed), other_masks=False)
+        assert torch.equal(out, again), "a seed decides every draw"
+        both, _ = broad.broad(mask, mask, box, 64, torch.Generator().manual_seed(seed), other_masks=False)
+        inside = torch.stack([b[m > 0].mean() - b[m == 0].mean() for b, m in zip(both, moved)])
+        assert (inside > 0.2).all(), "the drawn tone changes contrast, not place"
+        shown = broad.shown(out, moved, "lungs")
+        assert (shown[moved == 0] == -1).all() and shown.max() == 1
+
+
+def test_the_broad_augmentation_without_its_draws_is_the_view(phantoms, tmp_path, monkeypatch):
+    """With every draw in its middle, a batch is what the validation set shows: the lungs' box, resized."""
+
+    class Middle(broad._Draw):
+        def __call__(self, low=0.0, high=1.0):
+            return torch.full((self.batch, 1, 1, 1), (low + high) / 2 if low != 0.0 else 0.99)
+
+        def often(self, p):
+            return torch.zeros(self.batch, 1, 1, 1)
+
+    monkeypatch.setattr(broad, "_Draw", Middle)
+    image, mask, box = broad_batch(phantoms, tmp_path)
+    out, moved = broad.broad(image, mask, box, 64, torch.Generator())
+    for k in range(16):
+        side = np.rint(box[k].numpy() * 96)
+        assert np.abs(crop(image[k, 0].numpy(), box[k].tolist(), 64) - out[k, 0].numpy()).mean() < 0.02, side
+        expected = crop(mask[k, 0].numpy(), box[k].tolist(), 64) > 0.5
+        assert (expected != (moved[k, 0].numpy() > 0)).mean() < 0.03
+
+
+@pytest.mark.parametrize("sees", ["lungs", "whole", "outside", "shape"])
+def test_what_a_batch_is_shown_is_what_the_pipeline_shows(phantoms, tmp_path, sees):
+    image, mask, _ = broad_batch(phantoms, tmp_path, 3)
+    shown = broad.shown(image, mask, sees)
+    for k in range(3):
+        expected = network_input(image[k, 0].numpy(), mask[k, 0].numpy(), sees, np.random.default_rng(0))
+        np.testing.assert_allclose(shown[k, 0].numpy(), expected, atol=1e-5)
+
+
+def test_loaders_reopen_their_arrays_by_path(phantoms, random_weights, tmp_path):
+    """A data set that travels to another process carries names, not pixels."""
+    pictures = Pictures(phantoms, 96, tmp_path)
+    rows = pictures.rows("train", labelled=True)
+    dataset = LungPictures("classify", pictures, rows, predicted_lungs(pictures, random_weights, rows))
+    data_of = pickle.dumps(dataset)
+    assert len(data_of) < pictures.images.nbytes / 4
+    again = pickle.loads(data_of)
+    assert isinstance(again.pictures.images, np.memmap) and all(map(torch.equal, again[3][:2], dataset[3][:2]))
+
+
+def test_a_changed_picture_is_decoded_again(phantoms, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(phantoms, root)
+    before = Pictures(root, 64, tmp_path / "cache")
+    shutil.copy(root / "1.png", root / "0.png")
+    after = Pictures(root, 64, tmp_path / "cache")
+    assert after.stem != before.stem and np.array_equal(after.images[0], before.images[1])
+
+
+def test_broad_trainings_run_and_are_exported(phantoms, run, tmp_path):
+    """A segmenter of two conventions, then a network that is shown the lungs' box: trained, shipped, asked."""
+    index = pd.read_csv(phantoms / "index.csv", dtype=str, keep_default_na=False)
+    index[["image", "mask"]] = index[["image", "mask"]].map(lambda name: str(phantoms / name))
+    index["mask_origin"] = ["NLM manual" if i % 2 else "v7:filename" for i in range(len(index))]
+    index["findings"] = ["Effusion" if i % 3 else "No Finding" for i in range(len(index))]
+    index.loc[1, "label"] = "Pneumonia (unspecified)"
+    root, weights = tmp_path / "data", tmp_path / "weights"
+    root.mkdir()
+    index.to_csv(root / "index.csv", index=False)
+    common = ["--data", root, "--cache", tmp_path / "cache", *SMALL, "--recipe", "broad", "--epochs", 1]
+    run(segment, *common, "--width", 4, "--out", tmp_path / "seg")
+    run(export, "--run", tmp_path / "seg", "--weights", weights)
+    common += ["--working", 80, "--weights", weights, "--model", "efficientnet_lite0"]
+    run(classify, *common, "--task", "nih14", "--select", "auroc", "--out", tmp_path / "nih")
+    start = tmp_path / "nih" / "best.safetensors"
+    run(classify, *common, "--init", start, "--out", tmp_path / "broad")
+    run(export, "--run", tmp_path / "broad", "--weights", weights)
+    entries = read_manifest(weights)
+    assert entries["resunet"]["network"]["conventions"] == 2
+    entry = entries["efficientnet_lite0"]
+    assert (
+        entry["task"] == "manet" and entry["preprocessing"]["crop"] == 0.05 and entry["preprocessing"]["working"] == 80
+    )
+    assert entry["training"]["departures_from_paper"]["augment"] == {"paper": "paper", "here": "broad"}
+    assert sum(entry["training"]["pictures"].values()) == 16, "the partial label counts"
+    assert json.loads((tmp_path / "nih" / "result.json").read_text())["validation"]["auroc"] >= 0
 
 
 def test_patients_do_not_cross_splits(index):
@@ -413,37 +638,6 @@ def test_dice_loss_and_iou_by_hand():
     found, truth = logits[:, 0].numpy() > 0, mask[:, 0].numpy() > 0
     assert intersection_over_union(found, truth) == [0.5]
     assert intersection_over_union(np.zeros((1, 2, 2), bool), np.zeros((1, 2, 2), bool)) == [1.0]
-
-
-def test_figures_equal_scikit_learns(rng):
-    truth = rng.integers(0, 5, 300)
-    probabilities = rng.dirichlet(np.ones(5), 300)
-    probabilities[np.arange(300), truth] += 0.3
-    predicted = probabilities.argmax(1)
-    weights = evaluate.bootstrap_weights(np.arange(300) // 3, 200)
-    got = evaluate.read_test(probabilities, truth, weights)
-    assert got["accuracy"]["value"] == pytest.approx(accuracy_score(truth, predicted))
-    assert got["macro_f1"]["value"] == pytest.approx(f1_score(truth, predicted, average="macro"))
-    drawn = evaluate.confusions(truth, predicted, weights)
-    assert evaluate.macro_f1(drawn)[7] == pytest.approx(
-        f1_score(truth, predicted, average="macro", sample_weight=weights[7])
-    )
-    tb = got["per_class"]["Tuberculosis"]
-    assert tb["sensitivity"] == pytest.approx((predicted[truth == 2] == 2).mean())
-    assert tb["specificity"] == pytest.approx((predicted[truth != 2] != 2).mean())
-
-
-def test_bootstrap_draws_patients_whole():
-    patients = np.array(["a", "a", "b", "c", "c", "c"])
-    weights = evaluate.bootstrap_weights(patients, 4000)
-    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 3] == weights[:, 5]).all()
-    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
-    correct = np.random.default_rng(1).random(400) < 0.8
-    w = evaluate.bootstrap_weights(np.arange(400), 4000)
-    found = evaluate.interval(correct.mean(), w @ correct / w.sum(1))
-    half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 400)
-    assert found["high"] - found["value"] == pytest.approx(half, rel=0.15)
-    assert found["value"] - found["low"] == pytest.approx(half, rel=0.15)
 
 
 def test_epoch_sampler_is_a_permutation_or_follows_its_weights():

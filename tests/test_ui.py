@@ -6,6 +6,7 @@ import io
 import json
 import re
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,28 +14,33 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from manet_core import CLASSES, Analysis, Reading, WeightsError, XRayError, create_classifier
+from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier
 from manet_core.lungs import Lungs
-from manet_core.phantom import phantom
-from manet_core.weights import read_manifest
-from ui import batch, render, teach
+from manet_core.phantom import phantom, phantom_mask
+from manet_core.tasks import get_task
+from manet_core.weights import read_manifest, write_manifest
+from ui import batch, render, startup, teach
 from ui.models import models_page, reliability_svg
-from ui.networks import Networks
+from ui.networks import Networks, results_of
 from ui.render import OWN, PREDICTED, SHARED, View
+from ui.startup import gr
 from ui.uploads import Uploads
 
 
-def _reading(rng: np.random.Generator, predicted: str = "COVID-19") -> Reading:
-    probabilities = {name: 0.6 if name == predicted else 0.1 for name in CLASSES}
-    heatmaps = {name: rng.random((64, 64), np.float32) for name in CLASSES}
+def _reading(rng: np.random.Generator, predicted: str = "COVID-19", task: str = "manet", **options) -> Reading:
+    classes = get_task(task).classes
+    probabilities = {name: 0.6 if name == predicted else 0.4 / (len(classes) - 1) for name in classes}
+    heatmaps = {name: rng.random((64, 64), np.float32) for name in classes}
     return Reading(
         probabilities,
         predicted,
         heatmaps,
-        peaks=dict.fromkeys(CLASSES, 0.25),
-        in_lung=dict.fromkeys(CLASSES, 0.8),
+        peaks=dict.fromkeys(classes, 0.25),
+        in_lung=dict.fromkeys(classes, 0.8),
         native=(2, 2),
-        in_sides=dict.fromkeys(CLASSES, (0.5, 0.3)),
+        in_sides=dict.fromkeys(classes, (0.5, 0.3)),
+        task=task,
+        **options,
     )
 
 
@@ -42,6 +48,22 @@ def _reading(rng: np.random.Generator, predicted: str = "COVID-19") -> Reading:
 def readings(rng) -> dict[str, Reading]:
     names = ["efficientnet_lite0", "efficientnet_lite0_ma", "resnet34_ma", "resnet34_cbam"]
     return {name: _reading(rng) for name in names}
+
+
+@pytest.fixture
+def of_three_tasks(readings, rng) -> Analysis:
+    """Four networks of five classes, one of three, two of findings."""
+    more = {
+        "vgg16": _reading(rng, "Pneumonia", "guided"),
+        "resnet50": _reading(rng, "Mass", "nih14"),
+        "resnet50_ma": _reading(rng, "Pleural_Thickening", "nih14"),
+    }
+    return _analysis(readings | more)
+
+
+def _analysis(readings: dict[str, Reading], warnings: list[str] | None = None) -> Analysis:
+    pixels = phantom(128).pixels
+    return Analysis(pixels, Lungs.from_probability(pixels), readings, warnings or [], 1.0)
 
 
 def _picture(url: str) -> Image.Image:
@@ -76,6 +98,89 @@ def test_the_page_may_ask_some_networks_alone(random_weights):
         Networks(random_weights, ["vgg16"]).get()
 
 
+@pytest.mark.parametrize("explainer", ["gradcam", "layercam"])
+def test_what_is_computed_again_equals_what_came_from_the_file(many_tasks, explainer):
+    """Also for networks that are shown the lungs' box: what is kept of a film is enough."""
+    networks, x = Networks(many_tasks), phantom(700, seed=1)
+    lungs = Lungs.from_probability(phantom_mask(224, 1).astype(np.float32))
+    original = networks.analyze(x, lungs=lungs, explainer=explainer)
+    film, done = networks.keep(x, networks.analyze(x, lungs=lungs)), []
+    again = networks.again(film, list(film.analysis.readings), lambda *step: done.append(step), explainer=explainer)
+    assert again.explainer == explainer and list(again.readings) == list(original.readings)
+    assert original.readings["resnet34_ma"].box != (0, 0, 1, 1)
+    for name, reading in original.readings.items():
+        assert again.readings[name].probabilities == reading.probabilities
+        assert again.readings[name].in_lung == reading.in_lung and again.readings[name].box == reading.box
+        assert all(np.array_equal(again.readings[name].heatmaps[c], h) for c, h in reading.heatmaps.items())
+    assert [step for step, _ in done] == sorted(step for step, _ in done) and done[-1] == (4, 4)
+
+
+def test_a_slow_explainer_lets_others_go_first(many_tasks):
+    networks, x, read = Networks(many_tasks), phantom(128), []
+    film = networks.keep(x, networks.analyze(x))
+
+    def progress(done: float, count: int) -> None:
+        if not read:
+            with ThreadPoolExecutor(1) as pool:
+                read.append(pool.submit(networks.analyze, x).result(60))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # whatever is raised there ends the work
+        networks.again(film, ["efficientnet_lite0"], progress, explainer="scorecam")
+    for name, reading in film.analysis.readings.items():
+        assert read[0].readings[name].probabilities == reading.probabilities
+    assert networks.analyze(x).readings.keys() == film.analysis.readings.keys()
+
+
+def test_little_is_kept_of_a_large_film(many_tasks):
+    networks, x = Networks(many_tasks), XRay(np.tile(phantom(500).pixels, (8, 8)))
+    film = networks.keep(x, networks.analyze(x))
+    assert film.analysis.original.shape == (1024, 1024)
+    assert sorted(film.inputs) == [64, 96] and film.inputs[96].shape == (96, 96)
+
+
+def test_random_networks_have_the_classes_of_their_tasks(many_tasks):
+    networks, x = Networks(many_tasks), phantom(128)
+    known, random = (networks.analyze(x, random=random) for random in (False, True))
+    for name, reading in random.readings.items():
+        assert list(reading.probabilities) == list(known.readings[name].probabilities)
+        assert reading.probabilities != known.readings[name].probabilities
+
+
+def test_results_lie_beside_the_weights(tmp_path):
+    for name in ("weights", "results", "results/other"):
+        (tmp_path / name).mkdir()
+    assert results_of(tmp_path / "weights") == tmp_path / "results"
+    assert results_of(tmp_path / "weights" / "manifest.json") == tmp_path / "results"
+    assert results_of(tmp_path / "weights" / "other.json") == tmp_path / "results" / "other"
+    assert results_of(tmp_path / "weights" / "third.json") == tmp_path / "results"
+
+
+def test_gradio_still_needs_to_be_imported_quickly():
+    """If this fails, Gradio no longer parses its sources for type stubs: `startup` can go."""
+
+    class Parsed(Exception):
+        pass
+
+    def define() -> None:
+        type("Probe", (gr.components.Component,), {"EVENTS": [gr.events.Events.change]})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("gradio.component_meta.extract_class_source_code", _raise(Parsed))
+        with pytest.raises(Parsed):
+            define()
+        patched.setattr("inspect.getfile", _raise(OSError))
+        define()  # the way around it still works
+    assert startup.import_gradio_quickly() is gr
+
+
+def _raise(error: type[Exception]):
+    def function(*_):
+        raise error
+
+    return function
+
+
 def test_data_url_keeps_grey_levels():
     levels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
     assert np.array_equal(np.asarray(_picture(render.data_url(levels))).ravel(), np.arange(256))
@@ -108,16 +213,16 @@ def test_pictures_have_the_aspect_of_the_xray():
 
 
 def test_cards_place_attentions_in_columns(readings):
-    html = render.cards(readings, View())
+    html = render.cards(_analysis(readings), View())
     _well_formed(html)
     assert re.findall(r"grid-area:(\d/\d)", html) == ["1/1", "1/2", "2/2", "2/3"]
     assert "ResNet-34 <span>+ mask attention (MA)" in html
     assert "--columns:3" in html
-    assert "--columns:1" in render.cards({"resnet34_ma": readings["resnet34_ma"]}, View())
+    assert "--columns:1" in render.cards(_analysis({"resnet34_ma": readings["resnet34_ma"]}), View())
 
 
 def test_cards_explain_the_class_that_is_asked_for(readings):
-    predicted, other = (render.cards(readings, View(explain)) for explain in (PREDICTED, "Normal"))
+    predicted, other = (render.cards(_analysis(readings), View(explain)) for explain in (PREDICTED, "Normal"))
     assert predicted.count("Heatmap of <b>COVID-19</b>") == other.count("Heatmap of <b>Normal</b>") == len(readings)
     assert other.count("<b>COVID-19</b> 60.0%") == len(readings)  # the prediction stays what it is
     assert other.count("raw peak 0.25, 80% in lung (right 50%, left 30%)") == 2 * len(
@@ -128,7 +233,7 @@ def test_cards_explain_the_class_that_is_asked_for(readings):
 
 def test_empty_heatmap_is_named(readings):
     readings["resnet34_ma"].peaks["Normal"] = 0.0
-    assert "empty, no place speaks for this class" in render.cards(readings, View("Normal"))
+    assert "empty, no evidence for this class" in render.cards(_analysis(readings), View("Normal"))
 
 
 def _heats(html: str) -> list[np.ndarray]:
@@ -137,7 +242,7 @@ def _heats(html: str) -> list[np.ndarray]:
 
 def test_a_shared_scale_keeps_the_ratio_of_the_peaks(readings):
     readings["resnet34_ma"].peaks["Normal"] = 0.5
-    own, shared = (_heats(render.cards(readings, View("Normal", scale=scale))) for scale in (OWN, SHARED))
+    own, shared = (_heats(render.cards(_analysis(readings), View("Normal", scale=scale))) for scale in (OWN, SHARED))
     peaks = [reading.peaks["Normal"] for reading in readings.values()]
     for a, b, peak in zip(own, shared, peaks):
         np.testing.assert_allclose(b, a * (peak / 0.5), atol=1)
@@ -145,7 +250,7 @@ def test_a_shared_scale_keeps_the_ratio_of_the_peaks(readings):
 
 @pytest.mark.parametrize("name", render.COLOUR_MAPS)
 def test_heatmaps_and_legend_have_the_chosen_colours(readings, name):
-    html = render.cards(readings, View("Normal", name))
+    html = render.cards(_analysis(readings), View("Normal", name))
     top = [round(255 * c) for c in colormaps[name](1.0)[:3]]
     assert f"rgb({','.join(map(str, top))})" in html
     url = re.search(r'class="heat"\s+src="([^"]+)"', html)[1]
@@ -161,29 +266,82 @@ def test_the_outline_is_the_edge_of_the_mask():
     assert np.array_equal(drawn, edge)
 
 
-def test_summary_counts_and_limits(readings, rng):
+def test_summary_counts(readings, rng):
     readings["resnet34_cbam"] = _reading(rng, "Normal")
-    html = render.summary(readings)
+    html = render.summary(_analysis(readings))
     _well_formed(html)
     assert "disagree: COVID-19 by 3 of 4 (mean probability 48%), Normal by 1 of 4 (mean probability 22%)" in _shown(
         html
     )
-    assert "no classifier" in render.summary({})
-    assert "Effusion" in render.LIMITS and "children" in render.LIMITS
+    assert "no classifier" in render.summary(_analysis({}))
+
+
+def test_one_task_needs_no_title(readings):
+    analysis = _analysis(readings)
+    page = render.summary(analysis) + render.limits(analysis) + render.cards(analysis, View())
+    assert get_task("manet").title not in re.sub('aria-label="[^"]*"', "", page)
+    assert "Effusion" in render.limits(analysis) and "children" in render.limits(analysis)
+
+
+def test_tasks_are_apart(of_three_tasks):
+    summary, limits = render.summary(of_three_tasks), render.limits(of_three_tasks)
+    cards = render.cards(of_three_tasks, View())
+    for html in (summary, limits, cards):
+        _well_formed(html)
+    assert "Five classes. The networks agree: COVID-19 by 4 of 4" in _shown(summary)
+    assert "Normal, pneumonia or COVID-19. Predicted: Pneumonia by 1 of 1" in _shown(summary)
+    assert "14 findings. Findings of 50% or more: Mass by 1 of 2" in _shown(summary)
+    assert all(get_task(name).limits in _shown(limits) for name in of_three_tasks.tasks)
+    assert re.findall(r'<h2 class="task">([^<]+)', cards) == [
+        f"{get_task(name).title} " for name in ("manet", "guided", "nih14")
+    ]
+    assert cards.count('<section class="cards"') == 3 and cards.count("<tr") == 4 * 5 + 3 + 2 * 14
+    assert "Pleural Thickening" in cards and "Pleural_" not in cards
+
+
+def test_a_class_is_explained_by_the_networks_that_know_it(of_three_tasks):
+    assert [name for _, name in render.choices(["manet", "guided"])] == [PREDICTED, *CLASSES, "Pneumonia"]
+    html = render.cards(of_three_tasks, View("Pneumonia"))
+    assert re.findall("Heatmap of <b>([^<]+)", html) == ["COVID-19"] * 4 + ["Pneumonia"] * 3
+
+
+def test_findings_need_not_sum_to_one(rng):
+    reading = _reading(rng, "Mass", "nih14")
+    html = render.cards(_analysis({"resnet50": reading}), View())
+    assert '<p class="verdict"><b>Mass</b> 60.0%</p>' in html
+    reading.probabilities["Effusion"] = 0.9
+    assert "<b>Effusion</b> 90.0%, <b>Mass</b> 60.0%" in render.cards(_analysis({"resnet50": reading}), View())
+    reading.probabilities.update(Mass=0.1, Effusion=0.1)
+    analysis = _analysis({"resnet50": reading})
+    assert "No finding" in render.cards(analysis, View()) and "or more: none" in _shown(render.summary(analysis))
+
+
+def test_the_heatmap_of_the_lungs_box_lies_where_the_box_is(rng):
+    reading = _reading(rng, box=(0.125, 0.25, 0.875, 0.75))
+    analysis = _analysis({"resnet34": reading})
+    assert 'style="top:12.50%;left:25.00%;width:50.00%;height:75.00%"' in render.cards(analysis, View())
+    assert "lungs’ box" in render.notes(analysis)
+    assert "lungs’ box" not in render.notes(_analysis({"resnet34": _reading(rng)}))
 
 
 def test_the_verdict_on_a_student_tells_agreement_and_not_truth():
     html = render.verdict("Normal", {"COVID-19": 2, "Normal": 1}, (3, 4))
     _well_formed(html)
-    assert "You said Normal ; the networks say COVID-19 by 2, Normal by 1." in _shown(html)
+    assert "You read Normal ; the networks predict COVID-19 by 2, Normal by 1." in _shown(html)
     assert "3 of 4" in html and "not truth" in html
 
 
+def test_a_student_is_asked_for_the_classes_of_the_main_task(of_three_tasks, rng):
+    assert render.reading_task(of_three_tasks).name == "manet"
+    assert render.reading_task(_analysis({"resnet50": _reading(rng, "Mass", "nih14")})).name == "nih14"
+    assert render.reading_task(_analysis({})) is None
+
+
 def test_notes_say_what_a_heatmap_is(readings):
-    html = render.notes(readings)
+    html = render.notes(_analysis(readings))
     _well_formed(html)
-    assert "2×2 cells" in html and "scaled on its own" in html
-    assert render.notes({}) == ""
+    assert "2×2 cells" in html and "scaled on its own" in html and "Grad-CAM" in html
+    assert render.notes(_analysis({})) == ""
 
 
 def test_texts_are_escaped():
@@ -219,6 +377,59 @@ def test_models_page_keeps_silent_on_weights_that_were_not_measured(random_weigh
     _well_formed(html)
     assert "Nothing has been measured of these weights" in html and html.count("not measured</summary>") == 3
     assert "missing" in models_page(tmp_path, tmp_path)
+
+
+def test_models_page_groups_by_task(many_tasks, tmp_path):
+    html = models_page(many_tasks, tmp_path)
+    _well_formed(html)
+    assert re.findall(r'<h2 class="task">([^<]+?) <', html) == [
+        get_task(name).title for name in ("manet", "guided", "nih14")
+    ]
+    assert html.count("<details>") == 5
+
+
+def test_models_page_shows_each_task_its_own_figures(many_tasks, tmp_path):
+    figure, entries = {"value": 0.8, "low": 0.7, "high": 0.9}, read_manifest(many_tasks)
+    diagram = {"after": {"ece": 0.02, "reliability": [{"confidence": 0.5, "accuracy": 0.5, "n": 3}]}}
+    three = {
+        "test": {
+            "n": 9, "accuracy": figure, "confusion": [[3, 0, 0], [0, 3, 0], [0, 0, 3]],
+            "per_class": {"Pneumonia": {"n": 3, "sensitivity": 1, "specificity": 1, "auroc": 1}},
+        },
+        "calibration": {"temperature": 1.5, "test": diagram},
+        "external": {"adult pneumonia": {"all": {"n": 7, "sensitivity": figure}}},
+    }  # fmt: skip
+    findings = {"findings": {"mean_auroc": 0.71, "findings": {"Pleural_Thickening": figure | {"n": 4}}}}
+    found = {"efficientnet_lite0_ma": three, "efficientnet_lite0_cbam": findings}
+    evidence = {
+        "models": {name: {"sha256": entries[name]["sha256"]} | figures for name, figures in found.items()},
+        "controls": {"old": {}, "lungs": "none", "whole": {"accuracy": figure}},
+    }
+    (tmp_path / "evidence.json").write_text(json.dumps(evidence))
+    html = models_page(many_tasks, tmp_path)
+    _well_formed(html)
+    text = _shown(html)
+    assert "External validation" in text and "accuracy 80% on the internal test split" in text
+    assert "adult pneumonia, external" in text and "Pleural Thickening 4 0.80" in text and "mean AUROC 0.71" in text
+    assert "control" not in text  # those are of five classes
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"models": {"resnet34": 1}}', '{"controls": {"stray folder": {}}}'])
+def test_models_page_survives_any_evidence(many_tasks, tmp_path, content):
+    (tmp_path / "evidence.json").write_text(content)
+    assert "Nothing has been measured" in models_page(many_tasks, tmp_path)
+    (tmp_path / "evidence.json").unlink()
+    (tmp_path / "evidence.json").mkdir()
+    assert "Nothing has been measured" in models_page(many_tasks, tmp_path)
+
+
+def test_another_manifest_is_another_set(many_tasks, tmp_path):
+    for path in many_tasks.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    entries = {name: read_manifest(many_tasks)[name] for name in ("resunet", "resnet34_ma")}
+    write_manifest(tmp_path / "small.json", entries)
+    assert Networks(tmp_path / "small.json").get().models == ["resnet34_ma"]
+    assert models_page(tmp_path / "small.json", tmp_path).count("<details>") == 2
 
 
 def test_reliability_diagram_puts_a_dot_where_it_belongs():
@@ -298,9 +509,7 @@ def test_batch_without_weights_leaves_nothing(tmp_path, upload, png):
 
 @pytest.fixture
 def rows(readings) -> list[dict]:
-    pixels = phantom(128).pixels
-    analysis = Analysis(pixels, Lungs.from_probability(pixels), readings, ["Look & see."], 1.0)
-    return [batch.row("=1+1.png", analysis), batch.row("<b>.png", "It is no picture.")]
+    return [batch.row("=1+1.png", _analysis(readings, ["Look & see."])), batch.row("<b>.png", "It is no picture.")]
 
 
 def test_csv_has_a_line_a_file_and_no_formula(rows):
@@ -314,8 +523,7 @@ def test_csv_has_a_line_a_file_and_no_formula(rows):
 def test_a_tie_names_both(readings, rng):
     for name in ("resnet34_ma", "resnet34_cbam"):
         readings[name] = _reading(rng, "Normal")
-    pixels = phantom(128).pixels
-    rows = [batch.row("x.png", Analysis(pixels, Lungs.from_probability(pixels), readings, []))]
+    rows = [batch.row("x.png", _analysis(readings))]
     (line,) = csv.DictReader(io.StringIO(batch.as_csv(rows)))
     assert line["most networks predict"] == "COVID-19 or Normal" and line["networks that do"] == "2"
     assert "COVID-19 or Normal" in batch.table(rows, 1, running=True)
@@ -338,6 +546,24 @@ def test_batch_table(rows):
     assert base64.b64decode(saved[0][1]).decode() == batch.as_csv(rows)
 
 
+def test_batch_has_columns_for_each_task(of_three_tasks):
+    rows = [batch.row("x.png", of_three_tasks), batch.row("y.png", "It is no picture.")]
+    good, bad = csv.DictReader(io.StringIO(batch.as_csv(rows)))
+    assert good["Five classes: most networks predict"] == "COVID-19" and good["Five classes: networks"] == "4"
+    assert good["Normal, pneumonia or COVID-19: most networks predict"] == "Pneumonia"
+    assert good["14 findings: most networks predict"] == "Mass, Pleural Thickening"  # half of the networks each
+    assert good["14 findings: networks that do"] == "1 / 1" and float(good["vgg16: Pneumonia"]) == 0.6
+    assert "vgg16: Tuberculosis" not in good and good["resnet50: Mass"] == "0.6000"
+    assert bad["error"] == "It is no picture." and bad["14 findings: networks"] == ""
+    html = batch.table(rows, 2, running=False)
+    _well_formed(html)
+    cells = [len(re.findall("<t[dh][ >]", row)) for row in re.findall("<tr>.*?</tr>", html, re.S)]
+    assert cells == [2 + 3 * 3 + 2] * 3
+    assert all(get_task(name).limits in _shown(html) for name in of_three_tasks.tasks)
+    (first, _) = json.loads(batch.as_json(rows))
+    assert first["readings"]["resnet50"]["task"] == "nih14" and "consensus" not in first
+
+
 # --- comparing attentions -------------------------------------------------------------------------------------------
 
 
@@ -353,21 +579,46 @@ def test_what_is_no_drawn_mask_is_none(url):
 
 
 def test_grid_has_a_row_an_attention_and_a_column_a_class(readings):
-    pixels = phantom(128).pixels
-    analysis = Analysis(pixels, Lungs.from_probability(pixels), readings, [])
-    html = teach.grid(analysis, "resnet34", "outside", random=True)
+    analysis = _analysis({name: readings[name] for name in ("resnet34_ma", "resnet34_cbam")})
+    lungs, box = analysis.segmentation, (0.0, 0.0, 1.0, 1.0)
+    seen, inside = teach.shown_input(analysis.original, lungs, box, 64, "outside")
+    html = teach.grid(analysis, dict.fromkeys(analysis.readings, seen), "outside", random=True)
     _well_formed(html)
     assert re.findall(r'<th scope="row">([^<]+)', html) == ["mask attention (MA)", "CBAM"]
     assert html.count('class="heat"') == 2 * len(CLASSES) and html.count('class="top"') == 2
     assert "all but the lungs" in html and "RANDOM" in html
-    seen = _picture(re.search(r"--seen:url\(([^)]+)\)", html)[1])
-    inside = analysis.segmentation.at(224)
-    assert (np.asarray(seen)[inside] == 0).all() and (np.asarray(seen)[~inside] > 0).any()
+    drawn = np.asarray(_picture(re.search(r"--shown:url\(([^)]+)\)", html)[1]))
+    assert (drawn[inside] == 0).all() and (drawn[~inside] > 0).any()
+
+
+def test_networks_of_one_backbone_and_one_task_are_compared(of_three_tasks, readings):
+    assert teach.groups(_analysis(readings)) == {
+        "EfficientNet-Lite0": ["efficientnet_lite0", "efficientnet_lite0_ma"],
+        "ResNet-34": ["resnet34_ma", "resnet34_cbam"],
+    }
+    found = teach.groups(of_three_tasks)
+    assert found["ResNet-50: 14 findings"] == ["resnet50", "resnet50_ma"] and len(found) == 4
+
+
+def test_the_input_that_is_shown_is_what_the_network_gets(many_tasks):
+    networks, x = Networks(many_tasks), phantom(300, seed=1)
+    lungs = Lungs.from_probability(phantom_mask(224, 1).astype(np.float32))
+    film = networks.keep(x, networks.analyze(x, lungs=lungs))
+    net, got = networks.get().classifiers["resnet34_ma"], []
+    hook = net.forward_features
+    net.forward_features = lambda image, mask: got.append((image, mask)) or hook(image, mask)
+    try:
+        networks.again(film, ["resnet34_ma"])
+    finally:
+        del net.forward_features
+    box = film.analysis.readings["resnet34_ma"].box
+    image, mask = teach.shown_input(networks.input_of(film, "resnet34_ma"), lungs, box, 64, "lungs")
+    assert np.array_equal(image, got[0][0][0, 0].numpy()) and np.array_equal(mask, got[0][1][0, 0].numpy() > 0.5)
 
 
 def test_receptive_fields_follow_from_kernels_and_strides():
     # stem 7×7/2, then 3×3 pooling/2, then in layer 1 six 3×3 convolutions: r + (k − 1) · jump
-    fields = teach.receptive_fields("resnet34_ma", 224)
+    fields = teach.receptive_fields(create_classifier("resnet34_ma"), 224)
     assert fields[:4] == (7, 11, 19, 27)
     assert fields[7] == 11 + 6 * 8
 
@@ -376,13 +627,13 @@ def test_pyramid_counts_what_mask_attention_silences():
     net = create_classifier("resnet34_ma").eval()
     mask = np.zeros((224, 224), bool)
     mask[:112] = True
-    html = teach.pyramid(net, "resnet34_ma", mask)
+    html = teach.pyramid(net, "ResNet-34", mask)
     _well_formed(html)
     assert re.findall(r"<b>(\d+×\d+)</b>", html) == ["112×112", "56×56", "28×28", "14×14", "7×7"]
-    assert "sees 7×7 pixels" in html
+    assert "covers 7×7 pixels" in html
     # Rows whose seven pixels all lie in the lower half; cells that see nothing but lung, away from the frame
-    silenced, passed = 54 / 112, 53 * 109 / 112**2
-    stem = f"silenced in {silenced:.0%} of the cells, dimmed in {1 - silenced - passed:.0%}, passed in {passed:.0%}"
+    zero, kept = 54 / 112, 53 * 109 / 112**2
+    stem = f"set to zero in {zero:.0%} of the cells, weakened in {1 - zero - kept:.0%}, kept in {kept:.0%}"
     assert stem in re.sub(r"\s+", " ", html)
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import flip_a_bit
 
 from manet_core import Pipeline, WeightsError
-from manet_core.weights import load_network, read_manifest, sha256
+from manet_core.weights import load_network, read_manifest, sha256, write_manifest
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_no_folder_no_manifest(tmp_path):
 
 
 def test_damaged_manifest(copy):
-    (copy / "manifest.json").write_text("{")
+    (copy / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(WeightsError, match="damaged"):
         Pipeline.load(copy)
 
@@ -50,20 +50,20 @@ def test_a_flipped_byte_is_noticed(copy):
 
 def test_weights_of_another_network_are_noticed(copy):
     path = copy / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     entry = manifest["models"]["efficientnet_lite0"]
     entry["file"] = "efficientnet_lite0_cbam.safetensors"
     entry["sha256"] = sha256(copy / entry["file"])
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(WeightsError, match="does not fit"):
         load_network(copy, "efficientnet_lite0")
 
 
 def test_a_manifest_cannot_point_outside_its_folder(copy, random_weights):
     path = copy / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["models"]["efficientnet_lite0"]["file"] = str(random_weights / "resunet.safetensors")
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(WeightsError, match="damaged|does not fit"):
         load_network(copy, "efficientnet_lite0")
 
@@ -71,6 +71,55 @@ def test_a_manifest_cannot_point_outside_its_folder(copy, random_weights):
 def test_an_unknown_model_is_named_with_those_that_are_there(random_weights):
     with pytest.raises(WeightsError, match="resnet50_ma.*efficientnet_lite0"):
         Pipeline.load(random_weights, models=["resnet50_ma"])
+
+
+def edited(folder, name: str, **changes):
+    """`folder`, whose manifest now says `changes` of `name`; a key of None is taken out."""
+    entries = read_manifest(folder)
+    entries[name] = {key: value for key, value in (entries[name] | changes).items() if value is not None}
+    write_manifest(folder, entries)
+    return folder
+
+
+def test_a_missing_temperature_is_named_with_what_fits_it(copy):
+    edited(copy, "efficientnet_lite0_ma", temperature=None)
+    with pytest.raises(WeightsError, match="'efficientnet_lite0_ma'.*python -m train.evaluate"):
+        Pipeline.load(copy)
+    assert Pipeline.load(copy, ["efficientnet_lite0"]).models == ["efficientnet_lite0"]
+    load_network(copy, "efficientnet_lite0_ma")  # as what fits it must
+
+
+def test_a_network_must_answer_what_its_task_asks(copy):
+    five = read_manifest(copy)["efficientnet_lite0"]["classes"]
+    for task, classes in (("guided", five), ("manet", five[::-1]), ("nih14", None)):
+        edited(copy, "efficientnet_lite0", task=task, classes=classes)
+        with pytest.raises(WeightsError, match="names the wrong"):
+            Pipeline.load(copy)
+    edited(copy, "efficientnet_lite0", task="nonsense")
+    with pytest.raises(WeightsError, match="'efficientnet_lite0'.*no task 'nonsense'.*manet, guided"):
+        Pipeline.load(copy)
+
+
+def test_another_manifest_in_the_folder_selects_another_set(copy):
+    entries = read_manifest(copy)
+    several = {"resunet": entries["resunet"], "the third": entries["efficientnet_lite0_cbam"]}
+    other = copy / "other.json"
+    write_manifest(other, several)
+    assert read_manifest(other) == several and read_manifest(copy) == entries
+    pipe = Pipeline.load(other)
+    assert pipe.models == ["the third"] and pipe.hashes["the third"] == several["the third"]["sha256"]
+    with pytest.raises(WeightsError, match="missing.json is missing"):
+        Pipeline.load(copy / "missing.json")
+
+
+def test_the_manifest_is_replaced_whole_or_not_at_all(copy, monkeypatch):
+    before = (copy / "manifest.json").read_text(encoding="utf-8")
+    with pytest.raises(TypeError):
+        write_manifest(copy, {"resunet": {"figures": object()}})
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.raises(OSError):
+        write_manifest(copy, {})
+    assert (copy / "manifest.json").read_text(encoding="utf-8") == before
 
 
 def test_shipped_weights_fit_and_are_what_the_manifest_says(weights):

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from manet_core import CLASSES, Pipeline, create_classifier, list_models
+from manet_core import Pipeline, create_classifier, list_models
+from manet_core.explain.library import BindMask
 from manet_core.networks.registry import split_name
 from manet_core.phantom import phantom
 from manet_core.tasks import MANET
@@ -35,7 +35,7 @@ from .augment import augmentation
 from .classify import class_loss
 from .data import lung_pictures
 from .engine import autocast, device_of
-from .evaluate import write_between
+from .measures.markdown import write_between
 from .recipe import Recipe, Run
 
 
@@ -55,17 +55,6 @@ def paired(a: Callable, b: Callable, runs: int, name: str) -> dict[str, float]:
     return {"a_ms": 1e3 * a_seconds, "b_ms": 1e3 * b_seconds, "ratio": float(np.median(times[:, 0] / times[:, 1]))}
 
 
-class BindMask(nn.Module):
-    """A one-input view of a classifier, which is what pytorch-grad-cam can call."""
-
-    def __init__(self, net: nn.Module, mask: torch.Tensor):
-        super().__init__()
-        self.net, self.mask = net, mask
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.net(image, self.mask)
-
-
 def benchmark_pipeline(weights: str, backbone: str, runs: int) -> dict:
     """One X-ray through mask, trio and fifteen heatmaps, against bare forward passes and against pytorch-grad-cam."""
     from pytorch_grad_cam import GradCAM
@@ -76,9 +65,7 @@ def benchmark_pipeline(weights: str, backbone: str, runs: int) -> dict:
     for name in (backbone, f"{backbone}_ma", f"{backbone}_cbam"):
         net = create_classifier(name).eval().requires_grad_(False)
         pipe.classifiers[name] = net.to(pipe.device, memory_format=torch.channels_last)
-        pipe.entries[name] = {
-            "task": MANET.name, "classes": CLASSES, "preprocessing": {"size": size}, "temperature": 1.0
-        }  # fmt: skip
+        pipe.entries[name] = {"task": "manet", "temperature": 1.0, "preprocessing": {"size": size}}
     x = phantom(512)
     picture = torch.rand(1, 1, size, size, device=pipe.device)
     image = torch.rand(1, 1, size, size, device=pipe.device) * 2 - 1

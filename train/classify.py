@@ -25,7 +25,7 @@ from manet_core.tasks import Task, get_task, list_tasks
 from . import broad, imagenet, run_verb
 from .complexity import last_map
 from .data import LungPictures, RawPictures, draw_weights, lung_pictures
-from .engine import autocast, device_of, fit, start_from
+from .engine import autocast, device_of, fit, memory_format, start_from
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 
 FADED = 1e-3  # a last map of mask attention below which a network hardly learns: see complexity.last_map
@@ -73,9 +73,14 @@ def predict(
     return np.concatenate(out)
 
 
-def group_sensitivity(right: np.ndarray, groups: np.ndarray) -> float:
-    """Mean over groups (N,) of the share of `right` (N,) in each."""
-    return float(np.mean([right[groups == group].mean() for group in np.unique(groups)]))
+def group_sensitivity(right: np.ndarray, groups: np.ndarray, least: int = 10) -> float:
+    """Mean over groups (N,) of the share of `right` (N,) in each.
+
+    Groups of fewer than `least` X-rays are left out, as a single one would move the mean; if all are, all count.
+    """
+    names, counts = np.unique(groups, return_counts=True)
+    counted = names[counts >= least] if (counts >= least).any() else names
+    return float(np.mean([right[groups == name].mean() for name in counted]))
 
 
 def figures(predicted: np.ndarray, targets: np.ndarray, labels: np.ndarray, groups: np.ndarray, task: Task) -> dict:
@@ -149,7 +154,7 @@ def train(recipe: Recipe, run: Run) -> dict:
     held = list(val_set) if on_device else val_set  # decoded once, as they do not change
     if on_device:
         train_set = raw_pictures(train_set, device)
-    generator = torch.Generator(device)
+    generator, layout = torch.Generator(device), memory_format(recipe, device)
     drawn_for = -1  # the epoch that the generator was seeded for
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
@@ -164,9 +169,7 @@ def train(recipe: Recipe, run: Run) -> dict:
                 images = broad.shown(images, masks, recipe.sees)
         else:
             images, masks, target = batch
-        return class_loss(
-            net(images.to(memory_format=torch.channels_last), masks), target, task, recipe.label_smoothing
-        )
+        return class_loss(net(images.to(memory_format=layout), masks), target, task, recipe.label_smoothing)
 
     def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
         predicted = predict(net, held, device, autocast(recipe, device), task)

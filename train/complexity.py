@@ -43,7 +43,10 @@ def count_flops(net: nn.Module, size: int = 512) -> int:
 
 
 def count_map_elements(net: nn.Module, size: int = 512) -> int:
-    """Elements of the mask pyramid of one mask of size×size; 0 without mask attention."""
+    """Elements of the mask pyramid of one mask of size×size; 0 without mask attention.
+
+    Normalised mask attention counts the same: the pyramid of the all-lung mask depends on the size alone.
+    """
     return sum(m.numel() for m in net.attention_maps(torch.zeros(1, 1, size, size)))
 
 
@@ -53,6 +56,7 @@ def last_map(net: nn.Module, size: int) -> float | None:
     Average pooling counts the zeros that a convolution pads with, so that every padded layer fades the map from its
     rim inwards, and the faster the smaller it is: Inception v3's is 0.43 at most at 299 pixels, 1e-10 at 80. What the
     last map multiplies is all that the head sees: a network whose last map is next to nothing cannot learn.
+    Normalised mask attention keeps it at 1.
     """
     maps = net.attention_maps(torch.ones(1, 1, size, size))
     return float(maps[-1].max()) if maps else None

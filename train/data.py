@@ -8,7 +8,6 @@ to it or absolute; see `train.prepare`). Pictures are decoded once, by the same
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,24 +97,15 @@ class Pictures:
         return found.hexdigest()[:12]
 
     def _decode(self, images: Path, masks: Path) -> None:
-        def read(row: tuple[str, str]) -> tuple[np.ndarray, np.ndarray | None]:
-            image, mask = row
-            pixels = np.rint(resize(load_xray(image).pixels, self.size) * 255)
-            if not mask:
-                return pixels, None
-            return pixels, resize(np.asarray(Image.open(mask).convert("1"), np.float32), self.size) > 0.5
-
         shape = (len(self.index), self.size, self.size)
         parts = [path.with_suffix(".part") for path in (images, masks)]
         pixels = np.lib.format.open_memmap(parts[0], "w+", np.uint8, shape)
         lungs = np.lib.format.open_memmap(parts[1], "w+", bool, shape)
-        rows = list(zip(self.index.image, self.index["mask"]))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in tqdm(range(0, len(rows), 256), "decoding", unit="batch of 256", disable=len(rows) < 256):
-                for i, (image, mask) in enumerate(pool.map(read, rows[start : start + 256]), start):
-                    pixels[i] = image
-                    if mask is not None:
-                        lungs[i] = mask
+        rows = zip(self.index.image, self.index["mask"])
+        for i, (image, mask) in enumerate(tqdm(rows, "decoding", len(self.index), unit="picture")):
+            pixels[i] = np.rint(resize(load_xray(image).pixels, self.size) * 255)
+            if mask:
+                lungs[i] = resize(np.asarray(Image.open(mask).convert("1"), np.float32), self.size) > 0.5
         pixels.flush(), lungs.flush()
         del pixels, lungs  # Windows renames no file that is mapped
         for part, path in zip(parts, (images, masks)):

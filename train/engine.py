@@ -22,8 +22,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from manet_core.networks.attention import CBAM
-
 from .recipe import Recipe, Run
 
 
@@ -58,15 +56,8 @@ def start_from(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
     net.load_state_dict(fitting, strict=False)
     untouched = [name for name in own if name not in fitting]
-    for path, block in net.named_modules():
-        if isinstance(getattr(block, "cbam", None), CBAM) and f"{path}.cbam.1.conv.weight" in untouched:
-            channel, spatial = block.cbam
-            norms = [layer for layer in block.children() if isinstance(layer, nn.BatchNorm2d)]
-            with torch.no_grad():
-                channel.mlp[-1].weight.zero_()
-                spatial.conv.weight.zero_()
-                norms[-1].weight.mul_(4)
-                norms[-1].bias.mul_(4)
+    if any("cbam." in name for name in untouched):
+        net.start_cbam_as_identity()
     return untouched
 
 
@@ -86,6 +77,15 @@ def autocast(recipe: Recipe, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
+    """The layout of pictures and weights that trains fastest on `device`.
+
+    On a CPU in float32 the backward pass of narrow 1×1 convolutions corrupts memory in channels_last (torch 2.15).
+    """
+    fast = device.type == "cuda" or autocast(recipe, device)
+    return torch.channels_last if fast else torch.contiguous_format
+
+
 def fit(
     recipe: Recipe,
     run: Run,
@@ -101,7 +101,7 @@ def fit(
         recipe: what is learnt; `recipe.select` names the figure whose highest value chooses the epoch that is kept,
             the first of equals.
         run: where to write and what computes.
-        net: moved to the device and to channels_last here.
+        net: moved to the device and to its `memory_format` here.
         train_set: reads its attribute `epoch`.
         loss: (net, batch) -> scalar.
         validate: (net, device) -> figures, after every epoch, on the main process.
@@ -131,9 +131,7 @@ def fit(
     if accelerator.is_main_process:
         _check_settings(out / "settings.json", settings)
 
-    if accelerator.mixed_precision == "bf16" or device.type == "cuda":
-        # On a CPU in float32 the backward pass of narrow 1×1 convolutions corrupts memory in this layout (torch 2.15).
-        net = net.to(memory_format=torch.channels_last)
+    net = net.to(memory_format=memory_format(recipe, device))
     if recipe.init:
         untouched = start_from(net, load_file(recipe.init))
         accelerator.print(

@@ -1,6 +1,9 @@
 """Ship a finished training: runs/NAME to weights/NAME.safetensors (fp16) and its manifest entry.
 
-python -m train.export --run runs/resnet34_ma
+    python -m train.export --run runs/resnet34_ma
+
+Several sets of weights can share a folder, each with a manifest of its own (`--weights weights/NAME.json`) and a
+`--tag` before the names of its files.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from manet_core.tasks import get_task
-from manet_core.weights import MANIFEST, read_manifest, sha256, write_manifest
+from manet_core.weights import MANIFEST, manifest_path, read_manifest, sha256, write_manifest
 
 from . import run_verb
 from .data import read_index
@@ -64,12 +67,13 @@ def main() -> None:
     """Export one run from the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", required=True, type=Path, help="the --out folder of a finished training")
-    p.add_argument("--weights", default="weights", type=Path)
-    p.add_argument("--manifest", default=MANIFEST, help="name of the manifest in that folder: one a set of networks")
+    p.add_argument("--weights", default="weights", type=Path, help="folder, or a manifest file in it")
+    p.add_argument("--tag", help="put before the file's name; default: the manifest's name, nothing for manifest.json")
     args = p.parse_args()
     if not (args.run / "result.json").is_file():
         raise SystemExit(f"{args.run} holds no finished training: start its command again until it ends.")
-    args.weights.mkdir(exist_ok=True)
+    manifest = manifest_path(args.weights)
+    manifest.parent.mkdir(exist_ok=True)
 
     recipe = Recipe.of(json.loads((args.run / "result.json").read_text(encoding="utf-8"))["settings"])
     if recipe.split == "image":
@@ -79,13 +83,12 @@ def main() -> None:
     if recipe.sees != "lungs":
         raise SystemExit(f"{args.run} is a control that does not see the lungs as the page shows them: do not ship it.")
     name = "resunet" if recipe.verb == "segment" else recipe.model
-    stem = name if args.manifest == MANIFEST else f"{Path(args.manifest).stem}.{name}"
-    file = args.weights / f"{stem}.safetensors"
+    tag = args.tag if args.tag is not None else "" if manifest.name == MANIFEST else manifest.stem
+    file = manifest.with_name(f"{tag}.{name}.safetensors".removeprefix("."))
     # Running statistics stay float32: they are few, and a tiny variance would be lost in fp16.
     state = load_file(args.run / "best.safetensors")
     state = {k: v.half() if v.dtype == torch.float32 and "running_" not in k else v for k, v in state.items()}
     save_file(state, file)
-    manifest = args.weights / args.manifest
     models = read_manifest(manifest) if manifest.exists() else {}
     models[name] = entry(args.run, file)
     write_manifest(manifest, models)

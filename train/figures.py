@@ -1,4 +1,4 @@
-"""The paper's figures 9 and 10, and reliability diagrams."""
+"""The paper's figures 9 and 10."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,32 +46,6 @@ def validation_curves(runs: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def reliability(calibrations: dict[str, dict], out: Path) -> None:
-    """How often each network is right at each confidence, before and after its temperature: out/reliability.png.
-
-    Args:
-        calibrations: {model: {"test": what `calibration` returns}}.
-        out: folder to write into.
-    """
-    columns = min(3, len(calibrations))
-    rows = -(-len(calibrations) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, (model, found) in zip(grid.flat, calibrations.items()):
-        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-        for when, style, colour in (("before", "o--", "#E69F00"), ("after", "s-", "#0072B2")):
-            bins = found["test"][when]["reliability"]
-            label = f"{when}: ECE {found['test'][when]['ece']:.3f}"
-            axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], style, color=colour,
-                      markersize=4, label=label)  # fmt: skip
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="probability given", ylabel="share right")
-        axes.set_title(f"{model}, n = {found['test']['n']}", fontsize=9)
-        axes.legend(fontsize=8, loc="upper left")
-    for axes in grid.flat[len(calibrations) :]:
-        axes.set_axis_off()
-    figure.savefig(out / "reliability.png", dpi=100)
-
-
 def heatmaps(out: Path, runs: list[dict]) -> Iterator[Path]:
     """Fig. 9: Grad-CAM for the true class, one test X-ray a class, a row for each attention of a backbone.
 
@@ -81,8 +55,8 @@ def heatmaps(out: Path, runs: list[dict]) -> Iterator[Path]:
         for backbone in dict.fromkeys(split_name(run["model"])[0] for run in runs if run["split"] == split):
             trained = [run for run in runs if run["split"] == split and split_name(run["model"])[0] == backbone]
             best = {}
-            for run in sorted(trained, key=lambda run: (run["predicted"] == run["labels"]).mean()):
-                best[run["model"]] = run
+            for run in sorted(trained, key=lambda run: (run["predicted"] == run["labels"]).mean(), reverse=True):
+                best.setdefault(run["model"], run)  # of equals, the first trial
             yield _heatmap_grid(out / f"fig9-{backbone}-{split}.png", [best[name] for name in sorted(best)])
 
 

@@ -46,7 +46,8 @@ from .benchmark import benchmark_mask_attention
 from .complexity import last_map, table_3
 from .data import lung_pictures, read_index, split_by_image
 from .engine import device_of
-from .evaluate import measure_masks, write_between
+from .measures.markdown import write_between
+from .measures.segmentation import measure_masks
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 from .record import read_runs, tested_rows, write_runs
 

@@ -60,9 +60,11 @@ class Recipe:
     @classmethod
     def of(cls, settings: dict) -> "Recipe":
         """The recipe of a finished training's settings; what an older version did not know has its default."""
-        known = {f.name for f in fields(cls)}
-        base = PAPER["segment" if settings.get("task", "model" in settings) in ("segment", False) else "classify"]
-        return replace(base, **{k: v for k, v in settings.items() if k in known})
+        known = {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
+        if known.get("task") == "classify":  # before there were tasks
+            known["task"] = "manet"
+        segments = known.get("task") == "segment" or "model" not in known
+        return replace(PAPER["segment" if segments else "classify"], **known)
 
     @property
     def verb(self) -> str:

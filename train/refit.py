@@ -5,7 +5,7 @@
 A network learns to label unfamiliar adults COVID-19, because in training nearly all adults from elsewhere have it. On
 its frozen features the last layer is fitted again so that within each class every source weighs the same (last-layer
 retraining, Kirichenko et al. 2023), and each class's logit is then lowered by the margin that nearly all X-rays of that
-class have to spare (`calibration.spare_margins`). How much a class weighs is a choice: `--class-weights natural` keeps
+class have to spare (`measures.calibration`). How much a class weighs is a choice: `--class-weights natural` keeps
 its share of the training X-rays, `equal` gives all classes the same.
 
 Where the new layer would cost any class more than `--cost` points of its sensitivity on validation, the margins are
@@ -23,37 +23,17 @@ import torch
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from manet_core import list_models
 from manet_core.tasks import get_task
 from manet_core.weights import load_network, read_manifest, sha256, write_manifest
 
 from . import run_verb
-from .calibration import fit_temperature, spare_margins
 from .data import LungPictures, Pictures, View, predicted_lungs
-from .evaluate import options
+from .measures.calibration import fit_temperature, spare_margins
+from .measures.study import last_layer, options, read_out
 
 CLASS_WEIGHTS = ("natural", "equal")
-
-
-def last_layer(net: nn.Module) -> tuple[str, nn.Linear]:
-    """The layer that gives the logits, and its name."""
-    return [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)][-1]
-
-
-@torch.inference_mode()
-def read_out(net: nn.Module, dataset: LungPictures, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) and what the last layer sees (N, C), both float32, of a data set in its order."""
-    device = next(net.parameters()).device
-    logits, seen = [], []
-    hook = last_layer(net)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu().numpy()))
-    for image, mask, *_ in tqdm(DataLoader(dataset, 16), name, unit="batch of 16"):
-        logits.append(net(image.to(device, memory_format=torch.channels_last), mask.to(device)).float().cpu().numpy())
-    hook.remove()
-    return np.concatenate(logits), np.concatenate(seen)
 
 
 def row_weights(labels: np.ndarray, sources: np.ndarray, class_weights: str = "natural") -> np.ndarray:

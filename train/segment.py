@@ -18,7 +18,7 @@ from manet_core import create_segmenter
 
 from . import broad, run_verb
 from .data import LungPictures, Pictures, RawPictures, draw_weights
-from .engine import autocast, device_of, fit
+from .engine import autocast, device_of, fit, memory_format
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 from .sources import convention_of
 
@@ -63,14 +63,14 @@ def train(recipe: Recipe, run: Run) -> dict:
         train_set = LungPictures("segment", pictures, train_rows, pictures.masks, augmentation(10, False), recipe.seed)
     val_set = LungPictures("segment", pictures, val_rows, pictures.masks)
     sources = index.source.to_numpy()[val_rows]
-    generator = torch.Generator(device)
+    generator, layout = torch.Generator(device), memory_format(recipe, device)
     drawn_for = -1  # the epoch that the generator was seeded for
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
         nonlocal drawn_for
         if not on_device:
             image, mask = batch
-            return dice_loss(net(image.to(memory_format=torch.channels_last)), mask)
+            return dice_loss(net(image.to(memory_format=layout)), mask)
         if drawn_for != train_set.epoch:
             drawn_for = train_set.epoch
             generator.manual_seed(recipe.seed * 100_003 + drawn_for)
@@ -78,7 +78,7 @@ def train(recipe: Recipe, run: Run) -> dict:
         with torch.autocast(device.type, enabled=False):
             image, mask = broad.broad(image.float() / 255, mask.float(), boxes, recipe.size, generator, False)
             image = (broad.shown(image, mask, "whole") + 1) / 2
-        logits = net(image.to(memory_format=torch.channels_last), every_convention=True)
+        logits = net(image.to(memory_format=layout), every_convention=True)
         return dice_loss(logits.gather(1, output[:, :, None, None].expand(-1, 1, *logits.shape[-2:])), mask)
 
     @torch.inference_mode()

@@ -14,7 +14,9 @@ from sklearn.metrics import classification_report, confusion_matrix
 from manet_core import CLASSES, list_models
 from manet_core.networks.registry import split_name
 
-from .evaluate import bootstrap_weights, interval, percent, read_masks
+from .measures.markdown import percent
+from .measures.segmentation import read_masks
+from .measures.statistics import bootstrap_weights, interval
 from .recipe import Recipe
 
 # MANet, Table 2: mean test accuracy of three trials, %

@@ -15,15 +15,15 @@ from html import escape
 from pathlib import Path
 from typing import BinaryIO
 
-import gradio as gr
-
-from manet_core import CLASSES, Analysis, WeightsError, XRay, XRayError, load_xray
+from manet_core import Analysis, WeightsError, XRay, XRayError, load_xray
 from manet_core.pipeline import DISCLAIMER
 from manet_core.preprocess import resize
-from manet_core.report import LIMITS
+from manet_core.report import limits as report_limits
+from manet_core.tasks import get_task, list_tasks
 
-from .networks import Networks
-from .render import alert, data_url, fit
+from .networks import BATCHES, Networks
+from .render import alert, data_url, fit, shown_name
+from .startup import gr
 from .uploads import Uploads
 
 MOST_FILES = 1000
@@ -67,7 +67,7 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
                 rows.append(row(name, str(error)))
             except Exception:  # the others are not to suffer for one
                 logging.exception("The analysis of one file failed.")
-                rows.append(row(name, "The analysis failed, and the server's log says why."))
+                rows.append(row(name, "The analysis failed, and the server’s log says why."))
             yield rows, len(found)
 
 
@@ -104,9 +104,7 @@ def batch_tab(networks: Networks, uploads: Uploads) -> None:
     gr.HTML(_HELP, apply_default_css=False)
     shown = gr.HTML(apply_default_css=False, elem_id="batch", js_on_load=_SORT)
     event = {"show_progress": "hidden", "api_visibility": "private"}
-    drop.upload(
-        run, drop, [drop, stop, shown], preprocess=False, concurrency_id="batches", concurrency_limit=4, **event
-    )
+    drop.upload(run, drop, [drop, stop, shown], preprocess=False, **BATCHES, **event)
     stop.click(end, queue=False, **event)
 
 
@@ -162,36 +160,72 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> XRay:
 
 
 def row(name: str, found: Analysis | str) -> dict:
-    """What a table, CSV or JSON says of one file: an analysis, or the sentence why there is none."""
+    """One file's entry in table, CSV and JSON: an analysis, or the sentence why there is none."""
     if isinstance(found, str):
         return {"file": name, "error": found}
     small = resize(found.original, fit(found.original.shape, _THUMBNAIL))
-    return {"file": name} | found.to_dict() | {"leading": found.leading, "thumbnail": data_url(small)}
+    consensus = {task: _consensus(found, task) for task in found.tasks}
+    return {"file": name} | found.to_dict() | {"consensus": consensus, "thumbnail": data_url(small)}
+
+
+def _consensus(found: Analysis, task: str) -> dict:
+    """What most networks of a task predict: the class, or those that tie; of findings, all that half of them have."""
+    readings, votes = found.readings_of(task).values(), found.votes_of(task)
+    names = found.leading_of(task)
+    if not get_task(task).exclusive:
+        names = [name for name, count in votes.items() if 2 * count >= len(readings)]
+    return {
+        "names": names,
+        "counts": [votes[name] for name in names],
+        "networks": len(readings),
+        "means": [sum(reading.probabilities[name] for reading in readings) / len(readings) for name in names],
+    }
 
 
 def as_json(rows: list[dict]) -> str:
     """The rows as the command line's results.json has them."""
     return (
-        json.dumps([{k: v for k, v in r.items() if k not in ("thumbnail", "leading")} for r in rows], indent=2) + "\n"
+        json.dumps([{k: v for k, v in r.items() if k not in ("thumbnail", "consensus")} for r in rows], indent=2) + "\n"
     )
 
 
+def _tasks(rows: list[dict]) -> list[str]:
+    """The tasks of the rows, in the order of the registry."""
+    found = {task for r in rows for task in r.get("consensus", {})}
+    return [task for task in list_tasks() if task in found]
+
+
+def _joined(task: str, names: list[str]) -> str:
+    """Classes that tie, or findings that are there together, as text."""
+    exclusive = get_task(task).exclusive
+    return (" or " if exclusive else ", ").join(map(shown_name, names)) or ("" if exclusive else "no finding")
+
+
 def as_csv(rows: list[dict]) -> str:
-    """A line a file: consensus, each network's probability of each class, warnings, error."""
-    models = list(dict.fromkeys(model for r in rows for model in r.get("readings", {})))
+    """A line a file: consensus of each task, each network's probability of each class, warnings, error."""
+    models = {model: reading["task"] for r in rows for model, reading in r.get("readings", {}).items()}
+    tasks, columns = _tasks(rows), [(m, name) for m, task in models.items() for name in get_task(task).classes]
+    head = ["file"]
+    for task in tasks:
+        prefix = f"{get_task(task).title}: " if len(tasks) > 1 else ""
+        head += [prefix + name for name in ("most networks predict", "networks that do", "networks")]
     out = io.StringIO()
     writer = csv.writer(out)
-    columns = [f"{model}: {name}" for model in models for name in CLASSES]
-    writer.writerow(["file", "most networks predict", "networks that do", "networks", *columns, "warnings", "error"])
+    writer.writerow([*head, *(f"{model}: {name}" for model, name in columns), "warnings", "error"])
     for r in rows:
-        leading, readings = r.get("leading", []), r.get("readings", {})
-        count = sum(reading["predicted"] == leading[0] for reading in readings.values()) if leading else ""
-        cells = [f"{readings[m]['probabilities'][c]:.4f}" if m in readings else "" for m in models for c in CLASSES]
-        warnings = " ".join(r.get("warnings", []))
-        writer.writerow(
-            [_plain(r["file"]), " or ".join(leading), count, len(readings) or "", *cells, warnings, r.get("error", "")]
-        )
+        readings, cells = r.get("readings", {}), [_plain(r["file"])]
+        for task in tasks:
+            found = r.get("consensus", {}).get(task)
+            cells += ["", "", ""] if found is None else _counted(task, found)
+        cells += [f"{readings[m]['probabilities'][name]:.4f}" if m in readings else "" for m, name in columns]
+        writer.writerow([*cells, " ".join(r.get("warnings", [])), r.get("error", "")])
     return out.getvalue()
+
+
+def _counted(task: str, found: dict) -> list[str]:
+    """A consensus as text: the classes, how many networks predict them, and of how many."""
+    counts = found["counts"][:1] if get_task(task).exclusive else found["counts"]  # classes that tie have one count
+    return [_joined(task, found["names"]), " / ".join(map(str, counts)) or "0", str(found["networks"])]
 
 
 def _plain(name: str) -> str:
@@ -201,20 +235,24 @@ def _plain(name: str) -> str:
 
 def table(rows: list[dict], total: int, running: bool) -> str:
     """The rows of `total` files as an HTML table whose columns sort at a click; when not `running`, with downloads."""
-    failed = sum("error" in r for r in rows)
+    failed, tasks = sum("error" in r for r in rows), _tasks(rows)
     done = f"{len(rows)} of {total} files" + (f", {failed} not read" if failed else "")
     if running:
         done = f'<span class="spinner" aria-hidden="true"></span>{done} …'
     elif rows:
         done += _download("MANet.csv", "text/csv", as_csv(rows)) + _download("MANet.json", "text/json", as_json(rows))
+    names = ["file"]
+    for task in tasks:
+        names += [get_task(task).title if len(tasks) > 1 else "most predict", "networks", "mean probability"]
     head = "".join(
-        f'<th scope="col" aria-sort="none"><button>{name}</button></th>'
-        for name in ("file", "most predict", "networks", "mean probability", "lung area", "remarks")
+        f'<th scope="col" aria-sort="none"><button>{escape(name)}</button></th>'
+        for name in [*names, "lung area", "remarks"]
     )
+    limits = escape(report_limits(tasks))
     return f"""
-<section class="batch"><p class="stage" role="status">{done}</p><p class="small">{DISCLAIMER} {LIMITS}</p>
+<section class="batch"><p class="stage" role="status">{done}</p><p class="small">{DISCLAIMER} {limits}</p>
 <div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>
-<tbody>{"".join(map(_line, rows))}</tbody></table></div></section>"""
+<tbody>{"".join(_line(r, tasks) for r in rows)}</tbody></table></div></section>"""
 
 
 def _download(name: str, kind: str, text: str) -> str:
@@ -222,18 +260,20 @@ def _download(name: str, kind: str, text: str) -> str:
     return f'<a download="{name}" href="data:{kind};base64,{data}">Save {name}</a>'
 
 
-def _line(r: dict) -> str:
+def _line(r: dict, tasks: list[str]) -> str:
     name = f'<th scope="row">{escape(r["file"])}</th>'
     if "error" in r:
-        cells = '<td class="failed">not read</td><td></td><td></td><td></td>'
+        cells = '<td class="failed">not read</td>' + "<td></td>" * (3 * len(tasks) if tasks else 1)
         return f"<tr><td></td>{name}{cells}<td>{escape(r['error'])}</td></tr>"
-    leading, readings = r["leading"], list(r["readings"].values())
-    count = sum(reading["predicted"] in leading[:1] for reading in readings)
-    means = [sum(reading["probabilities"][name] for reading in readings) / len(readings) for name in leading]
-    remarks = escape(" ".join(r["warnings"]))
+    cells = ""
+    for task in tasks:
+        found = r["consensus"][task]
+        predicted, counts, of = _counted(task, found)
+        cells += f"<td>{escape(predicted)}</td>"
+        cells += f'<td data-sort="{max(found["counts"], default=0)}">{counts} of {of}</td>'
+        means = " / ".join(f"{mean:.0%}" for mean in found["means"])
+        cells += f'<td data-sort="{max(found["means"], default=0)}">{means}</td>'
     return (
-        f'<tr><td><img src="{r["thumbnail"]}" alt=""></td>{name}<td>{escape(" or ".join(leading))}</td>'
-        f'<td data-sort="{count}">{count} of {len(readings)}</td>'
-        f'<td data-sort="{max(means, default=0)}">{" / ".join(f"{mean:.0%}" for mean in means)}</td>'
-        f'<td data-sort="{r["lung_area"]}">{r["lung_area"]:.0%}</td><td>{remarks}</td></tr>'
+        f'<tr><td><img src="{r["thumbnail"]}" alt=""></td>{name}{cells}'
+        f'<td data-sort="{r["lung_area"]}">{r["lung_area"]:.0%}</td><td>{escape(" ".join(r["warnings"]))}</td></tr>'
     )

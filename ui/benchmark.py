@@ -1,4 +1,4 @@
-"""How fast is the page, and does it stay calm under many hands? Needs Chromium, as the tests do.
+"""How fast is the page, and does it answer correctly under load? Needs Chromium, as the tests do.
 
     python -m ui.benchmark             # ten to fifteen minutes, most of them for an archive of 500 X-rays
     python -m ui.benchmark --record    # also into the README

@@ -1,11 +1,53 @@
-"""The pipeline behind the page: loaded once, one X-ray at a time."""
+"""The pipeline behind the page: loaded once, one X-ray at a time; and what is kept of an X-ray while it is shown."""
 
 import threading
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from manet_core import Analysis, Pipeline, XRay, create_classifier
+from manet_core.explain import DEFAULT, get_explainer
+from manet_core.preprocess import resize
+from manet_core.weights import MANIFEST, task_of
+
+from .render import fit
+
+KEEP_SIDE = 1024  # pixels of the picture that is kept
+# Where Gradio's queue puts what runs networks. Batches, say, may be under way together, since `Networks`
+# gives each X-ray its turn; the lowest limit of an id holds for all of it, so every event needs one of these whole.
+ANALYSES = {"concurrency_id": "analyses", "concurrency_limit": 1}
+BATCHES = {"concurrency_id": "batches", "concurrency_limit": 4}
+EXPLANATIONS = {"concurrency_id": "explanations", "concurrency_limit": 4}
+COMPARISONS = {"concurrency_id": "comparisons", "concurrency_limit": 4}
+
+
+def results_of(weights: str | Path) -> Path:
+    """The folder with the figures of these weights: results/NAME for a manifest NAME.json that has one, or results."""
+    path = Path(weights)
+    if path.suffix != ".json":
+        return path.parent / "results"
+    results = path.parent.parent / "results"
+    own = results / path.stem
+    return own if path.name != MANIFEST and own.is_dir() else results
+
+
+@dataclass(frozen=True)
+class Film:
+    """What is kept of an X-ray while a page shows it.
+
+    Attributes:
+        analysis: its `original` no larger than `KEEP_SIDE`.
+        inputs: {side: the X-ray at (side, side)}, one for each size to which the networks bring a picture. To
+            them these are the X-ray itself, so that whatever is computed again equals what came from the file.
+    """
+
+    analysis: Analysis
+    inputs: dict[int, np.ndarray] = field(repr=False)
 
 
 class Networks:
@@ -14,8 +56,8 @@ class Networks:
     One X-ray is analysed at a time, so that those of a batch and of other visitors take turns.
 
     Args:
-        weights: folder with manifest.json.
-        models: the classifiers to ask; None: all that have weights.
+        weights: folder with manifest.json, or a manifest file.
+        models: the classifiers to run; None: all that have weights.
     """
 
     def __init__(self, weights: str | Path, models: list[str] | None = None):
@@ -33,24 +75,99 @@ class Networks:
                 self._pipeline = Pipeline.load(self.weights, self.models)
             return self._pipeline
 
-    def analyze(self, x: XRay, random: bool = False, **what_if) -> Analysis:
+    def analyze(self, x: XRay, random: bool = False, **options) -> Analysis:
         """`Pipeline.analyze` when it is this X-ray's turn; see `get`.
 
         Args:
             x: the X-ray.
-            random: ask the same networks with random weights, always the same ones.
-            what_if: further arguments of `Pipeline.analyze`.
+            random: run the same networks with random weights, always the same ones.
+            options: further arguments of `Pipeline.analyze`.
         """
         pipeline = self.get()
         with self._turn:
             if random:
                 pipeline = self._randomised(pipeline)
-            return pipeline.analyze(x, **what_if)
+            return pipeline.analyze(x, **options)
+
+    def keep(self, x: XRay, analysis: Analysis) -> Film:
+        """What a page needs of an X-ray and its analysis from now on."""
+        sides = {_side(self.get().entries[name]) for name in analysis.readings}
+        small = resize(x.pixels, fit(x.pixels.shape, KEEP_SIDE))
+        return Film(replace(analysis, original=small), {side: resize(x.pixels, side) for side in sides})
+
+    def input_of(self, film: Film, name: str) -> np.ndarray:
+        """A kept film at the size to which the network `name` brings it."""
+        return film.inputs[_side(self.get().entries[name])]
+
+    def again(
+        self,
+        film: Film,
+        models: list[str],
+        progress: Callable[[float, int], None] | None = None,
+        random: bool = False,
+        **options,
+    ) -> Analysis:
+        """Analyse a kept film once more; between two networks, others have their turn.
+
+        Args:
+            film: from `keep`.
+            models: of its analysis, the networks to run.
+            progress: called with the networks that are done, whole or in part, and how many there are; what it
+                raises ends the work.
+            random: as `analyze` has it.
+            options: further arguments of `Pipeline.analyze`; the lungs are the film's unless given.
+        """
+        options = {"lungs": film.analysis.segmentation} | options
+        slow = get_explainer(options.get("explainer", DEFAULT)).slow
+        readings, found = {}, film.analysis
+        for done, name in enumerate(models):
+            tell = progress and (lambda share, _, done=done: progress(done + share, len(models)))
+            run = self._in_steps if slow else self.analyze
+            found = run(XRay(self.input_of(film, name)), random, models=[name], progress=tell, **options)
+            readings |= found.readings
+        return replace(film.analysis, readings=readings, segmentation=found.segmentation, explainer=found.explainer)
+
+    def _in_steps(
+        self, x: XRay, random: bool, models: list[str], progress: Callable[[float, int], None] | None, **options
+    ) -> Analysis:
+        """As `analyze`, but others have their turn at every step of a slow explainer, which works on copies."""
+        pipeline = self.get()
+        if random:
+            with self._turn:
+                pipeline = self._randomised(pipeline)
+        nets = {name: deepcopy(pipeline.classifiers[name]) for name in models}
+
+        def step(done: float, count: int) -> None:
+            self._turn.release()
+            try:
+                time.sleep(0.01)  # or this thread takes the lock again before one that waits for it wakes up
+                if progress:
+                    progress(done, count)
+            finally:
+                self._turn.acquire()
+
+        with self._turn:
+            own = Pipeline(pipeline.segmenter, nets, pipeline.entries)
+            return own.analyze(x, models=models, progress=step, **options)
 
     def _randomised(self, pipeline: Pipeline) -> Pipeline:
         if self._random is None:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                nets = {name: create_classifier(name).eval().to(pipeline.device) for name in pipeline.models}
+                nets = {
+                    name: _random_network(name, pipeline.entries[name]).eval().to(pipeline.device)
+                    for name in pipeline.models
+                }
             self._random = Pipeline(pipeline.segmenter, nets, pipeline.entries)
         return self._random
+
+
+def _random_network(name: str, entry: dict) -> torch.nn.Module:
+    options = dict(entry["network"])
+    return create_classifier(options.pop("name"), num_classes=len(task_of(name, entry).classes), **options)
+
+
+def _side(entry: dict) -> int:
+    """The size to which a network first brings a picture."""
+    preprocessing = entry["preprocessing"]
+    return preprocessing["size"] if preprocessing.get("crop") is None else preprocessing["working"]

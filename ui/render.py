@@ -7,7 +7,6 @@ scale sends heatmaps alone; opacity, window and inversion need no server at all.
 
 import base64
 import io
-from collections import Counter
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -17,20 +16,22 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from manet_core import CLASSES, Analysis, Reading
+from manet_core import Analysis, Reading
+from manet_core.explain import get_explainer
 from manet_core.lungs import sides
 from manet_core.networks.registry import ATTENTIONS, human_name, split_name
 from manet_core.pipeline import DISCLAIMER
-from manet_core.preprocess import resize
+from manet_core.preprocess import WHOLE, Box, resize
 from manet_core.report import COLOUR_MAP
+from manet_core.tasks import Task, get_task
 
 PREDICTED = "predicted"  # explain what each network predicts, instead of one class
-EXPLAIN = [("Each network’s prediction", PREDICTED), *((name, name) for name in CLASSES)]
 STYLE = Path(__file__).with_name("style.css")
 
 _SIDE = 1024  # pixels, long side of the four pictures
 _CARD_SIDE = 512
 _ACCENT = (108, 197, 217)
+MASKED = ("ma", "nma")  # attentions that are the lung mask itself
 COLOUR_MAPS = [COLOUR_MAP, "viridis", "cividis", "jet"]  # jet only to compare with papers: it invents edges
 OWN, SHARED = "own", "shared"
 SCALES = [("each panel its own", OWN), ("one for all panels", SHARED)]
@@ -54,26 +55,21 @@ EMPTY = """
 <section class="empty">
 <h2>Drop a frontal chest X-ray above</h2>
 <p>PNG, JPEG, TIFF, BMP, WebP or DICOM, up to 200 MB. The analysis starts by itself and takes some seconds.</p>
-<ol><li><b>The lungs:</b> found in the X-ray, tidied up, and cut out.</li>
-<li><b>The readings:</b> each network sees the lungs alone and shares 100% among five classes.</li>
-<li><b>The heatmaps:</b> where in the picture a network found what speaks for a class.</li></ol>
+<ol><li><b>Lung segmentation:</b> the lungs are found in the X-ray, the mask is cleaned, and the lungs are cut out.</li>
+<li><b>Classification:</b> each network is shown the lungs alone and gives each of its classes a probability.</li>
+<li><b>Heatmaps:</b> where in the picture a network found evidence for a class.</li></ol>
 <p class="small">The X-ray stays on the computer that runs this page. The file is deleted as soon as it is read,
 and no name, date or history is kept.</p>
 </section>
 """
 
-LIMITS = f"""
-<section class="limits" aria-label="What the numbers leave out"><p><b>{DISCLAIMER}</b>
-The five probabilities of a network sum to 100%: it must choose among five answers. Effusion, pneumothorax, nodules,
-heart failure and all else are not among them, and a high “Normal” says nothing of them.</p>
-<p>The training X-rays tie each class to its source: bacterial and viral pneumonia come from children, tuberculosis and
-COVID-19 from adults of other hospitals. A high number may thus be reading the age or the hospital.</p></section>
-"""
-
 
 @dataclass(frozen=True)
 class View:
-    """How heatmaps are shown: the class they explain, or `PREDICTED`; a colour map; a scale, `OWN` or `SHARED`."""
+    """How heatmaps are shown: the class they explain, or `PREDICTED`; a colour map; a scale, `OWN` or `SHARED`.
+
+    Networks whose task lacks the class show what they predict.
+    """
 
     explain: str = PREDICTED
     colours: str = COLOUR_MAP
@@ -145,9 +141,9 @@ def pictures(analysis: Analysis) -> str:
     area = f"area {right + left:.0%} (right {right:.0%}, left {left:.0%})"
     four = [
         ("Original", f"{width}×{height} pixels", original, "radiograph"),
-        ("Predicted mask", "as the network draws it", raw, ""),
+        ("Predicted mask", "as the network gives it", raw, ""),
         ("Post-processed mask", f"cleaned; {area}", cleaned, ""),
-        ("Segmented lungs", "what the networks read", original * cleaned, "radiograph"),
+        ("Segmented lungs", "what the classifiers are shown", original * cleaned, "radiograph"),
     ]
     drawn = f'<img class="outline" src="{data_url(outline(cleaned))}" alt="">'
     figures = "".join(
@@ -164,88 +160,161 @@ def pictures(analysis: Analysis) -> str:
     return f'{style}<section class="pictures" aria-label="The four pictures">{figures}</section>'
 
 
-def summary(readings: dict[str, Reading]) -> str:
-    """How many networks predict what, and how sure they are of it on average."""
-    if not readings:
-        return (
-            '<h2 class="summary">There are weights for no classifier, so that the lungs are all there is to see.</h2>'
+def shown_name(name: str) -> str:
+    """A class as people write it."""
+    return name.replace("_", " ")
+
+
+def titles(model: str) -> tuple[str, str, str]:
+    """Backbone and attention as people write them, and the attention's key, of a network of the manifest."""
+    try:
+        return *human_name(model), split_name(model)[1]
+    except ValueError:  # a manifest may name its networks as it likes
+        return model, ATTENTIONS[""], ""
+
+
+def choices(tasks: list[str]) -> list[tuple[str, str]]:
+    """(label, value) of what heatmaps can explain: the predictions, or a class of any of `tasks`."""
+    names = dict.fromkeys(name for task in tasks for name in get_task(task).classes)
+    return [("Each network’s prediction", PREDICTED), *((shown_name(name), name) for name in names)]
+
+
+def reading_task(analysis: Analysis) -> Task | None:
+    """The task whose classes a student is asked for: the first with one answer; None if no network was run."""
+    tasks = [get_task(name) for name in analysis.tasks]
+    return next((task for task in tasks if task.exclusive), tasks[0] if tasks else None)
+
+
+def _titled(task: Task, analysis: Analysis) -> str:
+    """A prefix that names the task where there are several."""
+    return f"{escape(task.title)}. " if len(analysis.tasks) > 1 else ""
+
+
+def summary(analysis: Analysis) -> str:
+    """For each task, how many networks predict what, and their mean probability of it."""
+    if not analysis.readings:
+        return '<h2 class="summary">There are weights for no classifier; only the lungs were segmented.</h2>'
+    return "".join(_summary(get_task(name), analysis) for name in analysis.tasks)
+
+
+def _summary(task: Task, analysis: Analysis) -> str:
+    readings, votes, predicted = analysis.readings_of(task.name).values(), analysis.votes_of(task.name), []
+    for name, count in votes.items():
+        mean = np.mean([reading.probabilities[name] for reading in readings])
+        predicted.append(
+            f"<b>{escape(shown_name(name))}</b> by {count} of {len(readings)} (mean probability {mean:.0%})"
         )
-    votes = Counter(reading.predicted for reading in readings.values()).most_common()
-    said = []
-    for name, count in votes:
-        mean = np.mean([reading.probabilities[name] for reading in readings.values()])
-        said.append(f"<b>{escape(name)}</b> by {count} of {len(readings)} (mean probability {mean:.0%})")
-    agreement = "The networks agree" if len(votes) == 1 else "The networks disagree"
-    return f'<h2 class="summary">{agreement if len(readings) > 1 else "Predicted"}: {", ".join(said)}</h2>'
+    if not task.exclusive:
+        start = "Findings of 50% or more"
+    elif len(readings) == 1:
+        start = "Predicted"
+    else:
+        start = "The networks agree" if len(votes) == 1 else "The networks disagree"
+    return f'<h2 class="summary">{_titled(task, analysis)}{start}: {", ".join(predicted) or "none"}</h2>'
 
 
-def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:
-    """What a student said beside what the networks say, and how often the two agreed (agreements, X-rays)."""
-    said = ", ".join(f"{escape(name)} by {count}" for name, count in votes.items()) or "nothing"
-    agreed, read = score
-    return (
-        f'<p class="quiz" role="status">You said <b>{escape(guess)}</b>; the networks say {said}. So far you and '
-        f"most of them agree on <b>{agreed} of {read}</b>. Agreement is not truth: they err, "
-        "and on other hospitals’ X-rays often.</p>"
+def limits(analysis: Analysis) -> str:
+    """What the numbers leave out, by task."""
+    paragraphs = "".join(
+        f"<p>{_titled(task, analysis)}{escape(task.limits)} {escape(task.sources)}</p>"
+        for task in map(get_task, analysis.tasks)
     )
-
-
-def cards(readings: dict[str, Reading], view: View) -> str:
-    """The legend, then one card a network: a row for each backbone, columns plain, MA, CBAM; {model: Reading}."""
-    rows, columns = [], list(ATTENTIONS)
-    used = sorted({columns.index(split_name(model)[1]) for model in readings})
-    shown = {model: r.predicted if view.explain == PREDICTED else view.explain for model, r in readings.items()}
-    highest = max((r.peaks[shown[model]] for model, r in readings.items()), default=0)
-    body = ""
-    for model, reading in readings.items():
-        backbone, attention = split_name(model)
-        if backbone not in rows:
-            rows.append(backbone)
-        place = (rows.index(backbone) + 1, used.index(columns.index(attention)) + 1)
-        heatmap = reading.heatmaps[shown[model]]
-        if view.scale == SHARED and highest > 0:
-            heatmap = heatmap * np.float32(reading.peaks[shown[model]] / highest)
-        body += _card(model, reading, shown[model], heat_picture(heatmap, view.colours), place)
-    grid = f'<section class="cards" style="--columns:{max(1, len(used))}" aria-label="Readings">{body}</section>'
-    return legend(view) + grid
-
-
-def notes(readings: dict[str, Reading]) -> str:
-    """How to read the heatmaps, and how not to."""
-    if not readings:
-        return ""
-    native = sorted({"{}×{}".format(*reading.native) for reading in readings.values()})
     return f"""
-<div class="notes"><p>A heatmap (Grad-CAM) that is scaled on its own cannot be compared with another panel’s; its raw
-peak can, among the classes of one network. A heatmap has {escape(", ".join(native))} cells, whatever
-its outline suggests.
-<b>In lung</b> is the share of the heatmap inside the mask; mask attention (MA) sets what lies outside the lungs to
-zero, so that its share is high partly by construction, and no proof of better reasoning.</p></div>
+<section class="limits" aria-label="Limits of the numbers"><p><b>{DISCLAIMER}</b></p>{paragraphs}</section>
 """
 
 
+def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:
+    """What a student said beside what the networks predict, and how often the two agreed (agreements, X-rays)."""
+    predicted = ", ".join(f"{escape(shown_name(name))} by {count}" for name, count in votes.items()) or "nothing"
+    agreed, read = score
+    return (
+        f'<p class="quiz" role="status">You read <b>{escape(shown_name(guess))}</b>; the networks predict '
+        f"{predicted}. So far you and most of them agree on <b>{agreed} of {read}</b>. Agreement is not truth: the "
+        "networks err, often so on X-rays of other hospitals.</p>"
+    )
+
+
+def cards(analysis: Analysis, view: View) -> str:
+    """The legend, then for each task one card a network: a row for each backbone, a column for each attention."""
+    several = len(analysis.tasks) > 1
+    html = legend(view)
+    for name in analysis.tasks:
+        task = get_task(name)
+        html += f'<h2 class="task">{escape(task.title)} <span>{escape(task.paper)}</span></h2>' if several else ""
+        html += _grid(task, analysis.readings_of(name), view, least=3 if several else 1)
+    return html
+
+
+def _grid(task: Task, readings: dict[str, Reading], view: View, least: int) -> str:
+    """The cards of one task in columns of at least `least`, so that those of several tasks have one size."""
+    rows, columns = [], list(ATTENTIONS)
+    used = sorted({columns.index(titles(model)[2]) for model in readings})
+    explained = {m: view.explain if view.explain in task.classes else r.predicted for m, r in readings.items()}
+    highest = max((r.peaks[explained[model]] for model, r in readings.items()), default=0)
+    body = ""
+    for model, reading in readings.items():
+        backbone, _, attention = titles(model)
+        if backbone not in rows:
+            rows.append(backbone)
+        place = (rows.index(backbone) + 1, used.index(columns.index(attention)) + 1)
+        heatmap = reading.heatmaps[explained[model]]
+        if view.scale == SHARED and highest > 0:
+            heatmap = heatmap * np.float32(reading.peaks[explained[model]] / highest)
+        body += _card(model, reading, explained[model], heat_picture(heatmap, view.colours), place)
+    label = f"Readings: {escape(task.title)}"
+    return f'<section class="cards" style="--columns:{max(least, len(used))}" aria-label="{label}">{body}</section>'
+
+
+def notes(analysis: Analysis) -> str:
+    """How to read the heatmaps, and how not to."""
+    if not analysis.readings:
+        return ""
+    native = sorted({"{}×{}".format(*reading.native) for reading in analysis.readings.values()})
+    cropped = any(reading.box != WHOLE for reading in analysis.readings.values())
+    return f"""
+<div class="notes"><p>A heatmap ({escape(get_explainer(analysis.explainer).title)}) that is scaled on its own cannot
+be compared with another panel’s; its raw peak can, among the classes of one network. A heatmap has
+{escape(", ".join(native))} cells, whatever its outline suggests.
+{"A heatmap that ends at a straight edge is of a network that is shown the lungs’ box alone." if cropped else ""}
+<b>In lung</b> is the share of the heatmap inside the mask; mask attention (MA) sets what lies outside the lungs to
+zero, so that this share is high partly by construction, and no proof of better reasoning.</p></div>
+"""
+
+
+def placed(box: Box) -> str:
+    """CSS that puts a heatmap where on the X-ray it belongs."""
+    top, left, bottom, right = (100 * edge for edge in box)
+    return f"top:{top:.2f}%;left:{left:.2f}%;width:{right - left:.2f}%;height:{bottom - top:.2f}%"
+
+
 def _card(model: str, reading: Reading, name: str, heat: Image.Image, place: tuple[int, int]) -> str:
-    backbone, attention = human_name(model)
+    backbone, attention, key = titles(model)
     peak, in_lung, (right, left) = reading.peaks[name], reading.in_lung[name], reading.in_sides[name]
     figures = f"raw peak {peak:.3g}, {in_lung:.0%} in lung (right {right:.0%}, left {left:.0%})"
-    if attention == ATTENTIONS["ma"]:
+    if key in MASKED:
         figures += ", with MA partly by construction"
     if peak <= 0:
-        figures = "empty, no place speaks for this class"
-    rows = "".join(_bar(c, p, c == reading.predicted) for c, p in reading.probabilities.items())
+        figures = "empty, no evidence for this class anywhere"
+    rows = "".join(_bar(c, p, c in reading.present) for c, p in reading.probabilities.items())
+    found = ", ".join(
+        f"<b>{escape(shown_name(c))}</b> {reading.probabilities[c]:.1%}"
+        for c in sorted(reading.present, key=reading.probabilities.get, reverse=True)
+    )
+    shown, spoken = escape(shown_name(name)), f"{escape(backbone)}, {escape(attention)}"
     return f"""
 <article class="card" style="grid-area:{place[0]}/{place[1]}">
 <h3>{escape(backbone)} <span>{"" if attention == "plain" else "+ "}{escape(attention)}</span></h3>
-<p class="verdict"><b>{escape(reading.predicted)}</b> {reading.probabilities[reading.predicted]:.1%}</p>
+<p class="verdict">{found or "<b>No finding</b> of 50% or more"}</p>
 <figure><button class="zoom" title="Full screen, on and off"><span class="xray"><img class="heat"
-src="{data_url(heat)}"
-alt="Heatmap of {escape(name)} by {escape(backbone)}, {escape(attention)}, over the X-ray: {figures}"></span></button>
-<figcaption>Heatmap of <b>{escape(name)}</b>: {figures}</figcaption></figure>
-<table><caption class="unseen">Probabilities of {escape(backbone)}, {escape(attention)}</caption>{rows}</table>
+src="{data_url(heat)}" style="{placed(reading.box)}"
+alt="Heatmap of {shown} by {spoken}, over the X-ray: {figures}"></span></button>
+<figcaption>Heatmap of <b>{shown}</b>: {figures}</figcaption></figure>
+<table><caption class="unseen">Probabilities of {spoken}</caption>{rows}</table>
 </article>"""
 
 
-def _bar(name: str, probability: float, predicted: bool) -> str:
-    mark = ' class="top"' if predicted else ""
+def _bar(name: str, probability: float, present: bool) -> str:
+    mark = ' class="top"' if present else ""
     bar = f'<td class="bar" aria-hidden="true"><div><i style="width:{probability:.1%}"></i></div></td>'
-    return f'<tr{mark}><th scope="row">{escape(name)}</th>{bar}<td>{probability:.1%}</td></tr>'
+    return f'<tr{mark}><th scope="row">{escape(shown_name(name))}</th>{bar}<td>{probability:.1%}</td></tr>'

@@ -1,5 +1,5 @@
-"""The tab that compares attentions: every class by plain, MA and CBAM; the mask pyramid; what if the networks saw
-something else, or another mask?"""
+"""The tab that compares attentions: every class by plain, MA and CBAM; the mask pyramid; what the networks predict
+when they are shown something else, or another mask."""
 
 import base64
 import binascii
@@ -9,20 +9,21 @@ from collections.abc import Iterator
 from functools import lru_cache
 from html import escape
 
-import gradio as gr
 import numpy as np
 import torch
 from PIL import Image
 
-from manet_core import CLASSES, Analysis, Reading, XRay, create_classifier
+from manet_core import Analysis, Reading
+from manet_core.explain import get_explainer
 from manet_core.lungs import Lungs
-from manet_core.networks.registry import human_name, split_name
-from manet_core.preprocess import network_input, resize
+from manet_core.preprocess import Box, crop, network_input, resize
+from manet_core.tasks import get_task
 
-from .networks import Networks
-from .render import alert, data_url, heat_picture
+from .networks import COMPARISONS, Film, Networks
+from .render import MASKED, alert, data_url, heat_picture, shown_name, titles
+from .startup import gr
 
-SEES = [
+INPUTS = [
     ("the lungs, as always", "lungs"),
     ("all but the lungs", "outside"),
     ("the lungs’ pixels, shuffled", "shuffled"),
@@ -33,13 +34,13 @@ SEES = [
 _SIDE = 224  # of the mask that is drawn on, and of the pictures
 _NOTHING_YET = """
 <section class="empty"><h2>First analyse an X-ray, or a phantom, under “Second opinion”</h2>
-<p>Then this page takes it apart: every class by every attention, the pyramid of masks, and what the networks say when
-they see something else.</p></section>
+<p>Then this page compares every class by every attention, and shows the pyramid of masks and what the networks predict
+when they are shown something else.</p></section>
 """
 _BRUSH = """
 <div class="brush">
 <label><input type="radio" name="brush" value="draw" checked> add lung</label>
-<label><input type="radio" name="brush" value="erase"> take lung away</label>
+<label><input type="radio" name="brush" value="erase"> remove lung</label>
 <label>brush <input type="range" name="width" min="4" max="60" value="20" aria-label="Width of the brush"></label>
 </div>
 """
@@ -117,37 +118,72 @@ data-mask="{data_url(painted(mask))}" data-colour="rgb(108,197,217)" role="img"
 aria-label="The lung mask over the X-ray; draw on it with the brush"></canvas></div>"""
 
 
-def grid(analysis: Analysis, backbone: str, sees: str, random: bool) -> str:
-    """A table of heatmaps: a row for each attention of one backbone, a column for each class."""
-    names = [name for name in analysis.readings if split_name(name)[0] == backbone]
-    mask = analysis.segmentation.at(_SIDE)
-    seen = network_input(resize(analysis.original, _SIDE), mask, sees, np.random.default_rng(0))
-    head = "".join(f'<th scope="col">{label}</th>' for label in CLASSES)
+def groups(analysis: Analysis) -> dict[str, list[str]]:
+    """Networks that can be compared: {title: those of one backbone and one task}."""
+    found = {}
+    for name, reading in analysis.readings.items():
+        title = titles(name)[0] + (f": {get_task(reading.task).title}" if len(analysis.tasks) > 1 else "")
+        found.setdefault(title, []).append(name)
+    return found
+
+
+def shown_input(picture: np.ndarray, lungs: Lungs, box: Box, size: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a network was shown of a picture (S, S) in [0, 1], and the mask that went with it.
+
+    Args:
+        picture: the X-ray at the size to which the network first brings it.
+        lungs: the mask.
+        box: the part of the X-ray that the network was shown.
+        size: the network's input size.
+        what: the lungs or something else, of `INPUTS`.
+
+    Returns:
+        (size, size) float32 in [−1, 1], and (size, size) bool.
+    """
+    mask = crop(lungs.at(picture.shape).astype(np.float32), box, size) > 0.5
+    return network_input(crop(picture, box, size), mask, what, np.random.default_rng(0)), mask
+
+
+def grid(analysis: Analysis, inputs: dict[str, np.ndarray], what: str, random: bool) -> str:
+    """A table of heatmaps: a row for each network, a column for each class.
+
+    Args:
+        analysis: of networks of one task and one backbone.
+        inputs: {model: what it was shown, (S, S) in [−1, 1]}.
+        what: that is, of `INPUTS`.
+        random: the networks have random weights.
+    """
+    first = next(iter(analysis.readings.values()))
+    classes = get_task(first.task).classes
+    head = "".join(f'<th scope="col">{escape(shown_name(label))}</th>' for label in classes)
     rows = ""
-    for name in names:
-        attention, r = escape(human_name(name)[1]), analysis.readings[name]
-        cells = "".join(_cell(r, label, attention) for label in CLASSES)
-        rows += f'<tr><th scope="row">{attention}<br>predicts<br><b>{escape(r.predicted)}</b></th>{cells}</tr>'
-    what = {key: text for text, key in SEES}[sees]
+    for name, r in analysis.readings.items():
+        attention, predicted = escape(titles(name)[1]), escape(shown_name(r.predicted))
+        cells = "".join(_cell(r, label, attention) for label in classes)
+        rows += f"""<tr style="--shown:url({data_url((inputs[name] + 1) / 2)})">
+<th scope="row">{attention}<br>predicts<br><b>{predicted}</b></th>{cells}</tr>"""
+    text = {key: text for text, key in INPUTS}[what]
     note = "The networks have RANDOM weights: a heatmap that looks the same as before explains nothing. " * random
-    native = "×".join(map(str, analysis.readings[names[0]].native))
-    return f"""<section class="grid" style="--seen:url({data_url((seen + 1) / 2)})">
-<p>{note}They see <b>{what}</b>. A heatmap has {native} cells and a scale of its own; peaks compare the classes of one
-network.</p><div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>
+    native, method = "×".join(map(str, first.native)), escape(get_explainer(analysis.explainer).title)
+    return f"""<section class="grid">
+<p>{note}The networks are shown <b>{text}</b>. A heatmap ({method}) has {native} cells and a scale of its own; peaks
+compare the classes of one network.</p>
+<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>
 </section>"""
 
 
 def _cell(r: Reading, label: str, attention: str) -> str:
-    top = ' class="top"' if label == r.predicted else ""
+    top = ' class="top"' if label in r.present else ""
     figures = f"{r.probabilities[label]:.1%}, peak {r.peaks[label]:.2g}, {r.in_lung[label]:.0%} in lung"
-    return f"""<td{top}><span class="seen"><img class="heat" src="{data_url(heat_picture(r.heatmaps[label]))}"
-alt="Heatmap of {label} by {attention}"></span>{figures}</td>"""
+    return f"""<td{top}><span class="shown"><img class="heat" src="{data_url(heat_picture(r.heatmaps[label]))}"
+alt="Heatmap of {escape(shown_name(label))} by {attention}"></span>{figures}</td>"""
 
 
 @lru_cache(maxsize=64)
-def receptive_fields(name: str, size: int) -> tuple[int, ...]:
-    """Side, in pixels, of what the middle cell of each map of an `_ma` network sees of a mask of `size`."""
-    net, mask = create_classifier(name), torch.ones(1, 1, size, size, requires_grad=True)
+def receptive_fields(net: torch.nn.Module, size: int) -> tuple[int, ...]:
+    """Side, in pixels, of what the middle cell of each map of a network with mask attention covers of a mask."""
+    device = next(net.parameters()).device
+    mask = torch.ones(1, 1, size, size, device=device, requires_grad=True)
     sides = []
     for m in net.attention_maps(mask):
         (gradient,) = torch.autograd.grad(m[0, 0, m.shape[2] // 2, m.shape[3] // 2], mask, retain_graph=True)
@@ -155,74 +191,84 @@ def receptive_fields(name: str, size: int) -> tuple[int, ...]:
     return tuple(sides)
 
 
-def pyramid(net: torch.nn.Module, name: str, mask: np.ndarray) -> str:
-    """The last mask map of each resolution of an `_ma` network, each with a sentence."""
+def pyramid(net: torch.nn.Module, title: str, mask: np.ndarray) -> str:
+    """The last mask map of each resolution of a network with mask attention, each with a sentence."""
     with torch.inference_mode():
         device = next(net.parameters()).device
         maps = net.attention_maps(torch.from_numpy(mask.astype(np.float32))[None, None].to(device))
-    fields = receptive_fields(name, mask.shape[0])
+    fields = receptive_fields(net, mask.shape[0])
     last = {m.shape[-1]: (m[0, 0].float().cpu().numpy(), field) for m, field in zip(maps, fields)}
     figures = ""
     for side, (values, field) in last.items():
-        silent, dimmed = (values == 0).mean(), ((values > 0) & (values < 0.995)).mean()
+        zero, weakened = (values == 0).mean(), ((values > 0) & (values < 0.995)).mean()
         large = np.asarray(Image.fromarray(values).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
         figures += f"""<figure><img src="{data_url(np.clip(large, 0, 1))}" alt="Mask map of {side}×{side} cells">
-<figcaption><b>{side}×{side}</b> A cell sees {field}×{field} pixels of the {mask.shape[0]}×{mask.shape[0]}: features
-are silenced in {silent:.0%} of the cells, dimmed in {dimmed:.0%}, passed in {1 - silent - dimmed:.0%}.</figcaption>
+<figcaption><b>{side}×{side}</b> A cell covers {field}×{field} pixels of the {mask.shape[0]}×{mask.shape[0]}: features
+are set to zero in {zero:.0%} of the cells, weakened in {weakened:.0%}, kept in {1 - zero - weakened:.0%}.</figcaption>
 </figure>"""
-    return f"""<section class="pyramid"><h2>The mask pyramid of {escape(human_name(name)[0])}</h2>
-<p>Mask attention pools the mask as each layer pools the features, and multiplies: white passes, black silences.</p>
+    return f"""<section class="pyramid"><h2>The mask pyramid of {escape(title)}</h2>
+<p>Mask attention pools the mask as each layer pools the features, and multiplies the two: white keeps a feature, black
+sets it to zero.</p>
 <div>{figures}</div></section>"""
 
 
 def teach_tab(networks: Networks, found: gr.State, tab: gr.Tab) -> None:
-    """Fill the `tab` that is being built; `found` holds the X-ray's `Analysis`, or None."""
+    """Fill the `tab` that is being built; `found` holds the `Film` that the page shows, or None."""
 
-    def redraw(analysis, edited, backbone, sees, random) -> Iterator[dict]:
-        if analysis is None:
+    def redraw(film: Film | None, edited, group, what, random) -> Iterator[dict]:
+        if film is None:
             yield {shown: _NOTHING_YET, work: gr.update(visible=False), maps: ""}
             return
-        backbones = list(dict.fromkeys(split_name(name)[0] for name in analysis.readings))
-        if not backbones:
+        compared = groups(film.analysis)
+        if not compared:
             yield {shown: alert("Nothing to compare", ["There are weights for no classifier."])}
             return
-        backbone = backbone if backbone in backbones else backbones[0]
-        key = zlib.crc32(analysis.original)
-        if edited is None or edited[0] != key:
-            edited = None
-        mask = analysis.segmentation.at(_SIDE) if edited is None else edited[1]
-        chosen = gr.update(choices=[(human_name(b)[0], b) for b in backbones], value=backbone)
-        yield {work: gr.update(visible=True), which: chosen}
-        asked = [name for name in analysis.readings if split_name(name)[0] == backbone]
-        lungs = Lungs(mask.astype(np.float32), mask)
-        what_if = networks.analyze(XRay(analysis.original), random=random, models=asked, lungs=lungs, sees=sees)
-        masked = f"{backbone}_ma"
-        pipeline = networks.get()
+        group = group if group in compared else next(iter(compared))
+        yield {work: gr.update(visible=True), which: gr.update(choices=list(compared), value=group)}
+        edited = edited if edited is not None and edited[0] == _key(film) else None
+        lungs = film.analysis.segmentation
+        mask = lungs.at(_SIDE)
+        if edited is not None:
+            mask = edited[1]
+            lungs = Lungs(mask.astype(np.float32), mask)
+        what_if = networks.again(film, compared[group], random=random, lungs=lungs, sees=what)
+        inputs, masks = {}, {}
+        for name, r in what_if.readings.items():
+            size = len(r.heatmaps[r.predicted])
+            inputs[name], masks[name] = shown_input(networks.input_of(film, name), lungs, r.box, size, what)
+        masked = next((name for name in what_if.readings if titles(name)[2] in MASKED), None)
+        net = networks.get().classifiers.get(masked)
         yield {
-            shown: grid(what_if, backbone, sees, random),
-            maps: pyramid(pipeline.classifiers[masked], masked, mask) if masked in asked else "",
-            canvas: editor(analysis, mask),
+            shown: grid(what_if, inputs, what, random),
+            maps: "" if net is None else pyramid(net, titles(masked)[0], masks[masked]),
+            canvas: editor(film.analysis, mask),
         }
 
-    def keep(analysis: Analysis | None, event: gr.EventData) -> tuple | None:
+    def keep(film: Film | None, event: gr.EventData) -> tuple | None:
         mask = drawn_mask(event.mask)
-        return None if analysis is None or mask is None else (zlib.crc32(analysis.original), mask)
+        return None if film is None or mask is None else (_key(film), mask)
 
     with gr.Column(visible=False) as work:
         with gr.Row(equal_height=True):
             which = gr.Radio([], label="Backbone", min_width=180)
-            sees = gr.Radio(SEES, value="lungs", label="What the networks see", scale=4)
+            what = gr.Radio(INPUTS, value="lungs", label="What the networks are shown", scale=4)
             random = gr.Checkbox(label="Random weights", min_width=140)
-        with gr.Accordion("What if the mask were another? Draw on it", open=False, elem_id="what-if"):
+        with gr.Accordion("Draw another mask: what would the networks predict?", open=False, elem_id="what-if"):
             canvas = gr.HTML(apply_default_css=False, js_on_load=_DRAW, elem_id="canvas")
             again = gr.Button("The predicted mask again", size="sm")
     shown = gr.HTML(_NOTHING_YET, apply_default_css=False, elem_id="grid")
     maps = gr.HTML(apply_default_css=False, elem_id="pyramid")
     edited = gr.State(time_to_live=1800)  # (which X-ray, mask)
     event = {"show_progress": "hidden", "api_visibility": "private"}
-    fields = [found, edited, which, sees, random], [work, which, shown, maps, canvas]
-    turns = {"concurrency_id": "teaching", "concurrency_limit": 4}
-    changes = [tab.select, *(control.input for control in (which, sees, random))]
-    gr.on(changes, redraw, *fields, trigger_mode="always_last", **turns, **event)
-    canvas.submit(keep, found, edited, trigger_mode="always_last", **event).then(redraw, *fields, **turns, **event)
-    again.click(lambda: None, None, edited, **event).then(redraw, *fields, **turns, **event)
+    fields = [found, edited, which, what, random], [work, which, shown, maps, canvas]
+    changes = [tab.select, *(control.input for control in (which, what, random))]
+    gr.on(changes, redraw, *fields, trigger_mode="always_last", **COMPARISONS, **event)
+    canvas.submit(keep, found, edited, trigger_mode="always_last", **event).then(
+        redraw, *fields, **COMPARISONS, **event
+    )
+    again.click(lambda: None, None, edited, **event).then(redraw, *fields, **COMPARISONS, **event)
+
+
+def _key(film: Film) -> int:
+    """Tells one X-ray from another."""
+    return zlib.crc32(film.analysis.original)

@@ -43,7 +43,7 @@ class AttentionMap:
         if not self._normalised:
             return self._pooled
         own, whole = self._pooled[:-1], self._pooled[-1:]
-        return (own / whole.clamp(min=torch.finfo(whole.dtype).tiny)).clamp(max=1)
+        return own / whole.clamp(min=torch.finfo(whole.dtype).tiny)  # at most 1: rounding keeps own ≤ whole
 
     def pool(self, layer: nn.Module) -> Self:
         """The map behind `layer`: average-pooled with its kernel, stride and padding, which counts as no lung.

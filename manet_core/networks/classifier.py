@@ -1,8 +1,11 @@
 """What every classifier of this package has in common, whatever its backbone."""
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 
-from .attention import AttentionMap, NoMap
+from .attention import CBAM, AttentionMap, NoMap
 
 
 class Classifier(nn.Module):
@@ -19,6 +22,11 @@ class Classifier(nn.Module):
     def last_block(self) -> nn.Module:
         """The module whose output `forward_features` returns: where Grad-CAM and its relatives look."""
         raise TypeError(f"{type(self).__name__} does not define last_block.")
+
+    @property
+    def finer_block(self) -> nn.Module:
+        """The last module whose output has twice the resolution of `last_block`'s, for finer heatmaps."""
+        raise TypeError(f"{type(self).__name__} does not define finer_block.")
 
     def walk(self, x: Tensor | None, m: AttentionMap | NoMap) -> tuple[Tensor | None, AttentionMap | NoMap]:
         """Lead an image and the mask's map through all layers up to the last features.
@@ -71,3 +79,26 @@ class Classifier(nn.Module):
             ValueError: as `forward_features`.
         """
         return self.forward_head(self.forward_features(image, mask))
+
+    def cbams(self) -> Iterator[tuple[CBAM, list[nn.BatchNorm2d]]]:
+        """Each CBAM, with the batch norms that make what it weighs; here the last one of its own block."""
+        for block in self.modules():
+            if isinstance(getattr(block, "cbam", None), CBAM):
+                yield block.cbam, [layer for layer in block.children() if isinstance(layer, nn.BatchNorm2d)][-1:]
+
+    @torch.no_grad()
+    def start_cbam_as_identity(self) -> None:
+        """Let every CBAM begin as the identity: for CBAM that is put into a network trained without it.
+
+        A new CBAM's two gates are about one half each: they would weaken what they weigh to a quarter, and undo what
+        was learnt. Here they become exactly one half, and the batch norms before them four times as large, which is
+        exact in floating point. Call it once, after the weights without CBAM are loaded; it does nothing to a network
+        that has none.
+        """
+        for cbam, norms in self.cbams():
+            channel, spatial = cbam
+            channel.mlp[-1].weight.zero_()
+            spatial.conv.weight.zero_()
+            for norm in norms:
+                norm.weight.mul_(4)
+                norm.bias.mul_(4)

@@ -109,6 +109,7 @@ class EfficientNetLite(Classifier):
             stages.append(nn.Sequential(*blocks))
             inputs = outputs
         self.blocks = nn.Sequential(*stages)
+        self.finer = nn.Identity()  # blocks put out features and map; hooks want the features
         self.conv_head = nn.Conv2d(inputs, 1280, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(1280)
         self.act = nn.ReLU6()
@@ -128,15 +129,16 @@ class EfficientNetLite(Classifier):
         """Features (B, 1280, H/32, W/32) of the last convolution, after its BN and ReLU6; see `Classifier.walk`."""
         x, m = conv_bn(self.conv_stem, self.bn1, x, m)
         x = None if x is None else F.relu6(x, inplace=True)
-        for stage in self.blocks:
+        for i, stage in enumerate(self.blocks):
             for block in stage:
                 x, m = block(x, m)
+            if i == 4 and x is not None:  # the next stage is the last that halves
+                x = self.finer(x)
         return None if x is None else self.act(self.bn2(self.conv_head(x))), m
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.avgpool(features).flatten(1)))
 
-
-def efficientnet_lite(backbone: str, attention: str, num_classes: int, in_channels: int) -> EfficientNetLite:
-    """Build "efficientnet_lite0" with `attention` "", "ma", "nma" or "cbam"."""
-    return EfficientNetLite(attention, num_classes, in_channels)
+    @property
+    def finer_block(self) -> nn.Module:
+        return self.finer

@@ -3,6 +3,9 @@
 torchvision's Inception3, subclassed, so that its state-dict keys stay valid here.
 """
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import inception as torchvisions
@@ -33,6 +36,7 @@ class MaskModule(nn.Module):
     """
 
     path: tuple[str, ...]
+    ends: tuple[str, ...]  # last convolutions of all branches, in the order of the output's channels
 
     def forward(self, x: Tensor | None, m: AttentionMap | NoMap):
         for name in self.path:
@@ -44,30 +48,35 @@ class InceptionA(MaskModule, torchvisions.InceptionA):
     """5×5 beside two 3×3, of equal reach."""
 
     path = ("branch5x5_2",)
+    ends = ("branch1x1", "branch5x5_2", "branch3x3dbl_3", "branch_pool")
 
 
 class InceptionB(MaskModule, torchvisions.InceptionB):
-    """Reduction to half the size; its second 3×3 halves."""
+    """Reduction to half the size; its second 3×3 halves. Its last channels are its input, max-pooled."""
 
     path = ("branch3x3dbl_2", "branch3x3dbl_3")
+    ends = ("branch3x3", "branch3x3dbl_3")
 
 
 class InceptionC(MaskModule, torchvisions.InceptionC):
     """Factorised 7×7, twice in a row."""
 
     path = ("branch7x7dbl_2", "branch7x7dbl_3", "branch7x7dbl_4", "branch7x7dbl_5")
+    ends = ("branch1x1", "branch7x7_3", "branch7x7dbl_5", "branch_pool")
 
 
 class InceptionD(MaskModule, torchvisions.InceptionD):
-    """Reduction to half the size; the 3×3 after a factorised 7×7 halves."""
+    """Reduction to half the size; the 3×3 after a factorised 7×7 halves. Its last channels are its input, pooled."""
 
     path = ("branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4")
+    ends = ("branch3x3_2", "branch7x7x3_4")
 
 
 class InceptionE(MaskModule, torchvisions.InceptionE):
     """3×3, then 1×3 and 3×1 side by side, of equal reach."""
 
     path = ("branch3x3dbl_2", "branch3x3dbl_3a")
+    ends = ("branch1x1", "branch3x3_2a", "branch3x3_2b", "branch3x3dbl_3a", "branch3x3dbl_3b", "branch_pool")
 
 
 class Inception(Classifier, torchvisions.Inception3):
@@ -92,7 +101,8 @@ class Inception(Classifier, torchvisions.Inception3):
         self.cbam = nn.ModuleDict()
         if attention == "cbam":
             self.cbam.update({name: CBAM(channels) for name, channels in MODULES.items()})
-        self.out = nn.Identity()  # the last module puts out features and map, and hooks want the features
+        # Modules put out features and map; hooks want the features.
+        self.finer, self.out = nn.Identity(), nn.Identity()
 
     @property
     def last_block(self) -> nn.Module:
@@ -111,12 +121,31 @@ class Inception(Classifier, torchvisions.Inception3):
             x, m = getattr(self, name)(x, m)
             if self.cbam and x is not None:
                 x = self.cbam[name](x)
+            if name == "Mixed_6e" and x is not None:
+                x = self.finer(x)
         return None if x is None else self.out(x), m
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.fc(self.dropout(self.avgpool(features)).flatten(1))
 
+    @property
+    def finer_block(self) -> nn.Module:
+        return self.finer
 
-def inception(backbone: str, attention: str, num_classes: int, in_channels: int) -> Inception:
-    """Build "inception_v3" with `attention` "", "ma", "nma" or "cbam"."""
-    return Inception(attention, num_classes, in_channels)
+    def cbams(self) -> Iterator[tuple[CBAM, list[nn.BatchNorm2d]]]:
+        for name, cbam in self.cbam.items():
+            module = getattr(self, name)
+            yield cbam, [getattr(module, end).bn for end in module.ends]
+
+    @torch.no_grad()
+    def start_cbam_as_identity(self) -> None:
+        """See `Classifier`. What a reduction merely pools has no batch norm: the next module's kernels make up for it.
+
+        All that reads a module's output is a convolution, or an average pooling before one, so that this is exact.
+        """
+        super().start_cbam_as_identity()
+        for name, following in zip(self.cbam, list(self.cbam)[1:]):
+            learnt = sum(getattr(getattr(self, name), end).conv.out_channels for end in getattr(self, name).ends)
+            for layer in getattr(self, following).modules():
+                if isinstance(layer, nn.Conv2d) and layer.in_channels == MODULES[name]:
+                    layer.weight[:, learnt:].mul_(4)

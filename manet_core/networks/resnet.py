@@ -60,16 +60,21 @@ class CBAMBottleneck(Bottleneck):
         self.cbam = CBAM(planes * self.expansion)
 
 
+_BLOCKS = {"resnet34": (BasicBlock, CBAMBasicBlock), "resnet50": (Bottleneck, CBAMBottleneck)}
+
+
 class ResNet(Classifier, torchvisions.ResNet):
     """ResNet on one-channel images; mask attention multiplies at the stem and in the blocks (MANet, Fig. 4)."""
 
-    def __init__(self, block: type[nn.Module], layers: list[int], attention: str, num_classes: int, in_channels: int):
-        torchvisions.ResNet.__init__(self, block, layers, num_classes=num_classes)
+    def __init__(self, backbone: str, attention: str, num_classes: int, in_channels: int):
+        block = _BLOCKS[backbone][attention == "cbam"]
+        torchvisions.ResNet.__init__(self, block, [3, 4, 6, 3], num_classes=num_classes)
         self.attention = attention
         if in_channels != 3:
             self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.out = nn.Identity()  # the last block puts out features and map, and hooks want the features
+        # Blocks put out features and map; hooks want the features.
+        self.finer, self.out = nn.Identity(), nn.Identity()
 
     @property
     def last_block(self) -> nn.Module:
@@ -83,17 +88,13 @@ class ResNet(Classifier, torchvisions.ResNet):
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x, m = block(x, m)
+            if layer is self.layer3 and x is not None:
+                x = self.finer(x)
         return None if x is None else self.out(x), m
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.fc(self.avgpool(features).flatten(1))
 
-
-_LAYERS = {"resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3]}
-_BLOCKS = {"resnet34": (BasicBlock, CBAMBasicBlock), "resnet50": (Bottleneck, CBAMBottleneck)}
-
-
-def resnet(backbone: str, attention: str, num_classes: int, in_channels: int) -> ResNet:
-    """Build `backbone` ("resnet34" or "resnet50") with `attention` "", "ma", "nma" or "cbam"."""
-    block = _BLOCKS[backbone][attention == "cbam"]
-    return ResNet(block, _LAYERS[backbone], attention, num_classes, in_channels)
+    @property
+    def finer_block(self) -> nn.Module:
+        return self.finer

@@ -3,6 +3,8 @@
 torchvision's VGG, subclassed, so that its state-dict keys stay valid here.
 """
 
+from collections.abc import Iterator
+
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
@@ -46,7 +48,11 @@ class VGG(Classifier, torchvision.models.VGG):
     def forward_head(self, features: Tensor) -> Tensor:
         return self.classifier(self.avgpool(self.features[-1](features)).flatten(1))
 
+    @property
+    def finer_block(self) -> nn.Module:
+        poolings = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        return self.features[poolings[-2] - 1]
 
-def vgg(backbone: str, attention: str, num_classes: int, in_channels: int) -> VGG:
-    """Build "vgg16" with `attention` "", "ma", "nma" or "cbam"."""
-    return VGG(attention, num_classes, in_channels)
+    def cbams(self) -> Iterator[tuple[CBAM, list[nn.BatchNorm2d]]]:
+        for i, cbam in self.cbam.items():
+            yield cbam, [self.features[int(i)]]

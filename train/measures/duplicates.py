@@ -5,6 +5,10 @@ import pandas as pd
 from scipy.fft import dctn
 from skimage.transform import resize
 
+from .study import Study
+
+TITLE = "Splits"
+
 
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
     """Signs of the 63 lowest frequencies of a picture (H, W) shrunk to 32×32, against their median: (63,) bool.
@@ -41,3 +45,29 @@ def crossing_patients(index: pd.DataFrame) -> list[str]:
     """Patients that are in more than one split."""
     splits = index.groupby("patient").split.nunique()
     return sorted(splits.index[splits > 1])
+
+
+def measure(study: Study) -> dict:
+    """Patients and near-duplicates that cross the splits."""
+    pictures = study.pictures()
+    pairs = near_duplicates(pictures.images, pictures.index, bits=6)
+    split, label = pictures.index.split.to_numpy(), pictures.index.label.to_numpy()
+    kinds = [" – ".join(sorted((split[a], split[b]))) for a, b in zip(pairs.a, pairs.b)]
+    return {
+        "patients_crossing": len(crossing_patients(pictures.index)),
+        "near_duplicates": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "of_another_label": int(sum(label[a] != label[b] for a, b in zip(pairs.a, pairs.b))),
+        "pictures": len(pictures.index),
+    }
+
+
+def lines(evidence: dict) -> list[str]:
+    """In three sentences."""
+    found = evidence["splits"]
+    pairs = ", ".join(f"{kind}: {n}" for kind, n in found["near_duplicates"].items()) or "none"
+    return [
+        f"* patients in more than one split: {found['patients_crossing']}",
+        f"* near-duplicates across splits, of {found['pictures']} pictures: {pairs}",
+        f"* of these with another label: {found['of_another_label']}",
+        "",
+    ]

@@ -1,0 +1,80 @@
+"""What programs may call: one X-ray, many X-rays, the list of networks."""
+
+import json
+
+from manet_core import WeightsError, XRayError
+from manet_core.networks.registry import split_name
+
+from . import batch
+from .networks import ANALYSES, BATCHES, Networks
+from .startup import gr
+from .uploads import Uploads
+
+
+def add_endpoints(networks: Networks, uploads: Uploads) -> None:
+    """Add `/analyze`, `/batch` and `/models` to the page that is being built."""
+
+    def analyze(file: gr.FileData) -> dict:
+        """Lung segmentation and classification of one frontal chest X-ray; research and teaching only.
+
+        Args:
+            file: the X-ray, one PNG, JPEG, TIFF, BMP, WebP or DICOM file.
+
+        Returns:
+            {"readings": {model: {"task": name, "probabilities": {class: 0 to 1}, "predicted": class,
+            "in_lung": {class: 0 to 1}}}, "explainer": what made the heatmaps behind "in_lung", "lung_area": 0 to 1,
+            "lung_areas": {"right", "left"}, "height", "width", "distance": from the training X-rays, about 1 for one
+            of them, or null, "warnings": [sentence], "disclaimer"}; no pixels, nothing about the patient. The
+            probabilities of a network sum to 1, except where its task has findings that may occur together.
+        """
+        try:
+            return networks.analyze(uploads.read(file)).to_dict()
+        except (XRayError, WeightsError) as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def analyze_many(files: list[gr.FileData]) -> list[dict]:
+        """Analysis of many X-rays, in their order; a zip archive counts as the files in it.
+
+        Args:
+            files: PNG, JPEG, TIFF, BMP, WebP, DICOM or zip files.
+
+        Returns:
+            For each file {"file": its name} and what `/analyze` returns, or {"file", "error": a sentence}.
+        """
+        try:
+            *_, (rows, _) = batch.read_all(networks, uploads, files)
+        except (XRayError, WeightsError) as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return json.loads(batch.as_json(rows))
+
+    def list_networks() -> list[dict]:
+        """The networks that are run.
+
+        Returns:
+            [{"name", "task", "backbone", "attention": "" or its name, "classes", "input_size": pixels,
+            "temperature", "sha256": of the weights, and after a "+" of their refitted last layer}]
+        """
+        try:
+            pipeline = networks.get()
+        except WeightsError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        found = []
+        for name in pipeline.models:
+            entry, (backbone, attention) = pipeline.entries[name], split_name(name)
+            found.append(
+                {
+                    "name": name,
+                    "task": entry["task"],
+                    "backbone": backbone,
+                    "attention": attention,
+                    "classes": list(entry["classes"]),
+                    "input_size": entry["preprocessing"]["size"],
+                    "temperature": entry["temperature"],
+                    "sha256": pipeline.hashes[name],
+                }
+            )
+        return found
+
+    gr.api(analyze, api_name="analyze", **ANALYSES)
+    gr.api(analyze_many, api_name="batch", **BATCHES)
+    gr.api(list_networks, api_name="models")

@@ -1,0 +1,46 @@
+"""The page: its tabs, its endpoints, and what is forgotten when it is closed."""
+
+from pathlib import Path
+
+from . import batch, render
+from .endpoints import add_endpoints
+from .models import models_page
+from .networks import Networks, results_of
+from .opinion import KEEP_S, OpinionTab
+from .startup import gr
+from .teach import teach_tab
+from .uploads import Uploads
+
+
+def build(weights: str | Path, upload_folder: str | Path, models: list[str] | None = None) -> gr.Blocks:
+    """The page.
+
+    Args:
+        weights: folder with manifest.json, or a manifest file.
+        upload_folder: where Gradio stores uploads.
+        models: the classifiers to run; None: all that have weights.
+    """
+    networks, uploads = Networks(weights, models), Uploads(upload_folder)
+
+    def forget(request: gr.Request) -> None:
+        """Drop what the server keeps of a page that was closed."""
+        opinion.forget(request.session_hash)
+        demo.state_holder.delete_state(request.session_hash)
+        demo.state_holder.session_data.pop(request.session_hash, None)
+
+    with gr.Blocks(title="MANet", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as demo:
+        gr.HTML(render.HEADER + render.WINDOW, apply_default_css=False)
+        found = gr.State(time_to_live=KEEP_S)  # the `Film` that the page shows
+        with gr.Tabs():
+            with gr.Tab("Second opinion"):
+                opinion = OpinionTab(networks, uploads, found)
+            with gr.Tab("Compare attention") as teach:
+                teach_tab(networks, found, teach)
+            with gr.Tab("Many X-rays"):
+                batch.batch_tab(networks, uploads)
+            with gr.Tab("Models"):
+                gr.HTML(models_page(weights, results_of(weights)), apply_default_css=False)
+        demo.load(opinion.check_weights, None, opinion.status, show_progress="hidden", api_visibility="private")
+        demo.unload(forget)
+        add_endpoints(networks, uploads)
+    return demo

@@ -1,0 +1,92 @@
+"""Serving the page: its theme, its passwords, its end."""
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+
+from .page import build
+from .render import STYLE
+from .startup import gr
+
+
+def dark_theme() -> gr.themes.Base:
+    """Greys and one accent, with the system's fonts; dark in light mode too, as X-rays are read in the dark."""
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.cyan,
+        neutral_hue=gr.themes.colors.gray,
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_background_fill_dark="#0e1114",
+        block_background_fill_dark="#171c21",
+        block_border_color_dark="#323a43",
+        button_secondary_background_fill_dark="#242c34",
+        button_secondary_background_fill_hover_dark="#323a43",
+        checkbox_label_background_fill_dark="#242c34",
+        checkbox_label_background_fill_hover_dark="#323a43",
+        checkbox_background_color_selected_dark="#1b8ba3",
+        slider_color_dark="#6cc5d9",
+        input_background_fill_dark="#242c34",
+    )
+    for name, value in list(vars(theme).items()):
+        if name.endswith("_dark") and value is not None:
+            setattr(theme, name.removesuffix("_dark"), value)
+    return theme
+
+
+def accounts(path: Path) -> list[tuple[str, str]]:
+    """(name, password) of each line NAME:PASSWORD of a file.
+
+    Raises:
+        SystemExit: the file cannot be read, or a line is none of these; the text says what to do.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise SystemExit(f"{path} cannot be read; give a text file with a line NAME:PASSWORD for each user.") from None
+    pairs = [tuple(line.split(":", 1)) for line in lines]
+    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise SystemExit(f"{path} needs a line NAME:PASSWORD for each user, and nothing else.")
+    return pairs
+
+
+def serve(
+    host: str,
+    port: int,
+    weights: str | Path,
+    models: list[str] | None = None,
+    users: list[tuple[str, str]] | None = None,
+    mcp: bool = False,
+) -> None:
+    """Serve the page until interrupted.
+
+    Args:
+        host: address to listen on.
+        port: of that address.
+        weights: folder with manifest.json, or a manifest file.
+        models: the classifiers to run; None: all that have weights.
+        users: (name, password) of whoever may use the page; None: everybody.
+        mcp: serve the endpoints to language models, too.
+
+    Raises:
+        SystemExit: the address is taken, or a package is missing; the text says what to do.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, which deletes the temporary folder
+    with tempfile.TemporaryDirectory(prefix="manet-") as folder:
+        folder = os.environ.setdefault("GRADIO_TEMP_DIR", folder)
+        demo = build(weights, folder, models)
+        print(f"MANet: http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        try:
+            demo.launch(
+                server_name=host, server_port=port, share=False, quiet=True, run_history=False,
+                enable_monitoring=False, footer_links=[], max_file_size="200mb", ssr_mode=False,
+                state_session_capacity=64, theme=dark_theme(), css_paths=STYLE,
+                auth=users, mcp_server=mcp,
+            )  # fmt: skip
+        except KeyboardInterrupt:  # while starting; later Gradio ends by itself
+            pass
+        except ImportError as error:
+            raise SystemExit("--mcp needs one package more: pip install 'gradio[mcp]'") from error
+        except OSError as error:
+            raise SystemExit(f"The page cannot be served at {host}:{port}; choose another --port.") from error
