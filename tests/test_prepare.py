@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from manet_core.weights import read_manifest
+from train import sources
 from train.data import COLUMNS, read_index
-from train.prepare import composition, find, main, split, violations
+from train.prepare import composition, credits, find, main, split, violations
+from train.sources import Film, Source, convention_of, get_source, mask_group, register_source
 
 
 def touch(path):
@@ -127,6 +130,79 @@ def test_a_set_that_its_archive_holds_twice_counts_once(tmp_path, capsys):
     touch(tmp_path / "chest_xray/train/NORMAL/holiday.jpeg")
     assert len(find(tmp_path, tmp_path / "out")) == 1
     assert "1 files have names that are not known" in capsys.readouterr().out
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(sources, "_SOURCES", dict(sources._SOURCES))
+
+
+def clinic(files):
+    """A source that tells its label by the folder and its patient by the file name, with one mask for each lung."""
+    for path in files:
+        if path.parent.name in ("healthy", "covid"):
+            label = "Normal" if path.parent.name == "healthy" else "COVID-19"
+            sides = tuple(path.with_name("masks") / f"{side}-{path.name}" for side in ("left", "right"))
+            yield Film((path.stem,), path, label, path.stem, masks=sides if sides[0].is_file() else ())
+
+
+def test_a_source_from_outside_is_one_row(public, tmp_path, monkeypatch, registry, capsys):
+    """Found, split, measured and credited beside the others; what it is told by is its row alone."""
+    register_source(
+        Source("clinic", "Our clinic 2026", "adults", "ours", "whole", "kermany", "{healthy,covid}/*.png", clinic)
+    )
+    for n in range(20):
+        touch(public / f"clinic/{'covid' if n % 2 else 'healthy'}/{n}.png")
+    write_mask(public / "clinic/covid/masks/left-1.png", slice(2, 8))
+    write_mask(public / "clinic/covid/masks/right-1.png", slice(12, 18))
+    index = prepared(monkeypatch, public, tmp_path / "out")
+    ours = index[index.source == "clinic"]
+    assert not violations(index) and ours.label.value_counts().to_dict() == {"Normal": 10, "COVID-19": 10}
+    assert set(ours.patient) == {f"clinic-{n}" for n in range(20)} and set(ours.split) == {"train", "val", "test"}
+    assert ours[ours["mask"] != ""].patient.tolist() == ["clinic-1"]
+    said = capsys.readouterr().out
+    assert "clinic: Our clinic 2026; adults; masks: lung behind heart" in said and "licence: ours." in said
+    assert mask_group("clinic") == mask_group("kermany") == "kermany + clinic" and convention_of("clinic") == "whole"
+    with pytest.raises(SystemExit, match=r"(?s)chest_xray.*clinic +\{healthy,covid\}"):
+        (tmp_path / "empty").mkdir()
+        prepared(monkeypatch, tmp_path / "empty", tmp_path / "out2")
+
+
+def test_a_source_that_contradicts_itself_is_refused(registry):
+    for wrong, sentence in (
+        ({"name": "kermany"}, "a source 'kermany' already"),
+        ({"convention": "half"}, "no convention 'half'"),
+        ({"people": "giants"}, "children or adults"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            register_source(Source(**{"name": "new", "title": "New", "people": "adults", "licence": "ours"} | wrong))
+    with pytest.raises(ValueError, match="no source 'new'; there are: kermany"):
+        get_source("new")
+
+
+def test_masks_of_a_source_are_measured_with_those_that_were_drawn_alike():
+    assert mask_group("shenzhen") == mask_group("montgomery") == "shenzhen + montgomery"
+    assert mask_group("kermany") == "kermany" and mask_group("not registered") == "not registered"
+    assert [convention_of(name) for name in ("kermany", "shenzhen", "nih", "not registered")] == (
+        ["whole", "aerated", "", ""]
+    )
+
+
+def test_the_model_card_credits_every_source_of_the_weights(weights):
+    card = (weights / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for name in {name for entry in read_manifest(weights).values() for name in entry["training"]["pictures"]}:
+        source = get_source(name)
+        assert name in card.casefold() and source.people in card
+        assert all(part in card for part in source.licence.split("; ")), name
+
+
+def test_an_index_may_hold_what_tasks_need_beside_the_label(tmp_path, monkeypatch):
+    """Findings are kept; other labels and splits of a pretraining are known; a source without a row is named."""
+    write_index(tmp_path, findings=["Mass|Nodule", ""], label="Other finding", split=["pretrain", "train"], patient="1")
+    index = prepared(monkeypatch, tmp_path, tmp_path / "out")
+    assert list(index) == [*COLUMNS, "findings"] and list(index.findings) == ["Mass|Nodule", ""]
+    assert "s: not known to train.sources" in credits(index)
 
 
 def test_splits_are_8_1_1_with_every_patient_in_one(public, tmp_path):

@@ -28,10 +28,15 @@ from manet_core import Pipeline, create_classifier, list_models
 from manet_core.explain.library import BindMask
 from manet_core.networks.registry import split_name
 from manet_core.phantom import phantom
+from manet_core.tasks import MANET
 
-from . import classify
-from .data import augmentation
-from .evaluate import write_between
+from . import run_verb
+from .augment import augmentation
+from .classify import class_loss
+from .data import lung_pictures
+from .engine import autocast, device_of
+from .measures.markdown import write_between
+from .recipe import Recipe, Run
 
 
 def paired(a: Callable, b: Callable, runs: int, name: str) -> dict[str, float]:
@@ -96,7 +101,8 @@ def benchmark_pipeline(weights: str, backbone: str, runs: int) -> dict:
 
 def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
     """MA over plain: inference of one picture, and a training step of 16."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(Run(data=""))
+    bf16 = autocast(Recipe(), device)
     nets = {n: create_classifier(n).to(device, memory_format=torch.channels_last) for n in (f"{backbone}_ma", backbone)}
     image = torch.rand(16, 1, size, size, device=device).to(memory_format=torch.channels_last) * 2 - 1
     mask, label = torch.rand(16, 1, size, size, device=device).round(), torch.randint(0, 5, (16,), device=device)
@@ -111,7 +117,7 @@ def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
 
     def step(name: str) -> Callable:
         def run() -> None:
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = F.cross_entropy(nets[name](image, mask).float(), label)
             loss.backward()
             optimizers[name].step()
@@ -131,25 +137,24 @@ def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
     return out
 
 
-def benchmark_training(args: argparse.Namespace, rounds: int = 3) -> dict:
+def benchmark_training(recipe: Recipe, run: Run, steps: int, rounds: int = 3) -> dict:
     """A step on a fixed batch over a step of the whole loop, that is images/s of the loop over images/s of the step.
 
     The loop loads and augments as `train.classify` does, with as many workers; 1 means that it costs nothing.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = create_classifier(args.backbone).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9)
-    options = classify.options("").parse_args(["--out", "unused", "--data", args.data, "--weights", args.weights])
-    options.split = "patient"
-    dataset = classify.lung_pictures(options, "train", augmentation(30, True))
+    device = device_of(run)
+    bf16 = autocast(recipe, device)
+    net = create_classifier(recipe.model).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(net.parameters(), recipe.lr, 0.9)
+    dataset = lung_pictures(recipe, run, "train", task=MANET, augment=augmentation(30, True, recipe.augment))
     loader = DataLoader(
-        dataset, args.batch, shuffle=True, drop_last=True, num_workers=options.workers, pin_memory=device.type == "cuda"
+        dataset, recipe.batch, shuffle=True, drop_last=True, num_workers=run.workers, pin_memory=device.type == "cuda"
     )
 
     def step(batch: tuple) -> None:
-        image, mask, label = (part.to(device, non_blocking=True) for part in batch)
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = F.cross_entropy(net(image.to(memory_format=torch.channels_last), mask).float(), label)
+        image, mask, target = (part.to(device, non_blocking=True) for part in batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = class_loss(net(image.to(memory_format=torch.channels_last), mask), target, MANET)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -160,11 +165,11 @@ def benchmark_training(args: argparse.Namespace, rounds: int = 3) -> dict:
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        for _ in range(args.steps):
+        for _ in range(steps):
             step(next(batches))
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / args.steps
+        return (time.perf_counter() - start) / steps
 
     fixed = next(iter(loader))
     times = []
@@ -172,7 +177,7 @@ def benchmark_training(args: argparse.Namespace, rounds: int = 3) -> dict:
         times.append((seconds(iter(lambda: fixed, None)), seconds(iter(loader))))
     a, b = np.median(times, axis=0)
     ratio = float(np.median([x / y for x, y in times]))
-    name = f"{args.backbone}: training step of {args.batch} on a fixed batch (a) over one of the whole loop (b)"
+    name = f"{recipe.model}: training step of {recipe.batch} on a fixed batch (a) over one of the whole loop (b)"
     return {name: {"a_ms": 1e3 * a, "b_ms": 1e3 * b, "ratio": ratio}}
 
 
@@ -194,6 +199,9 @@ def main() -> None:
     p.add_argument("--backbone", default="resnet34", choices=[n for n in list_models() if split_name(n)[1] == ""])
     p.add_argument("--runs", type=int, default=50, help="pairs of timings (inference)")
     p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv (training)")
+    p.add_argument("--cache", default=Run.cache, help="folder for decoded pictures (training)")
+    p.add_argument("--workers", type=int, default=Run.workers, help="loader processes (training)")
+    p.add_argument("--size", type=int, default=224, help="side of the square input, pixels (training)")
     p.add_argument("--batch", type=int, default=32, help="pictures a step (training)")
     p.add_argument("--steps", type=int, default=10, help="steps a timing (training)")
     p.add_argument("--out", default="results", type=Path)
@@ -207,21 +215,23 @@ def main() -> None:
         "torch": torch.__version__,
     }
     path = args.out / "benchmark.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if any(earlier.get(key) != value for key, value in machine.items()):
         earlier = {}  # figures of two machines do not belong into one table
     results = earlier | machine
     if args.what == "training":
-        results |= benchmark_training(args)
+        recipe = Recipe(model=args.backbone, size=args.size, batch=args.batch)
+        run = Run(args.data, cache=args.cache, weights=args.weights, workers=args.workers)
+        results |= benchmark_training(recipe, run, args.steps)
     else:
         results |= benchmark_pipeline(args.weights, args.backbone, args.runs)
         results |= benchmark_mask_attention(args.backbone, args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
     if args.record:
         write_between(Path("README.md"), "benchmark", table(results))
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from manet_core import create_classifier, list_models
 from manet_core.tasks import Task, get_task, list_tasks
 
-from . import broad, imagenet
+from . import broad, imagenet, run_verb
 from .complexity import last_map
 from .data import LungPictures, RawPictures, draw_weights, lung_pictures
 from .engine import autocast, device_of, fit, memory_format, start_from
@@ -196,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -19,6 +19,7 @@ from manet_core.networks.registry import split_name
 from manet_core.tasks import get_task
 from manet_core.weights import read_manifest, write_manifest
 
+from . import run_verb
 from .measures.classification import read_rows
 from .measures.findings import findings, findings_table
 from .measures.markdown import code, percent, table, write_between
@@ -130,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -31,6 +31,7 @@ from types import ModuleType
 
 from manet_core.weights import fingerprint, read_manifest, write_manifest
 
+from . import run_verb
 from .measures import (
     agreement,
     calibration,
@@ -208,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from manet_core.tasks import get_task
 from manet_core.weights import MANIFEST, manifest_path, read_manifest, sha256, write_manifest
 
+from . import run_verb
 from .data import read_index
 from .recipe import Recipe
 
@@ -95,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -22,6 +22,7 @@ from manet_core.familiarity import Familiarity
 from manet_core.lungs import Lungs, predict_lungs
 from manet_core.weights import load_network, manifest_path, read_manifest, sha256, write_manifest
 
+from . import run_verb
 from .data import Pictures
 from .measures.study import options
 
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -12,10 +12,11 @@ from manet_core import CLASSES
 from manet_core.explain.gradcam import grad_cam, scale_maps
 from manet_core.networks.registry import split_name
 from manet_core.report import COLOUR_MAP
+from manet_core.tasks import MANET
 
-from .classify import lung_pictures
+from .data import lung_pictures
 
-STYLES = {"": "-", "ma": "--", "cbam": ":"}
+STYLES = {"": "-", "ma": "--", "nma": "-.", "cbam": ":"}
 
 
 def validation_curves(runs: list[dict], path: Path) -> None:
@@ -54,13 +55,13 @@ def heatmaps(out: Path, runs: list[dict]) -> Iterator[Path]:
         for backbone in dict.fromkeys(split_name(run["model"])[0] for run in runs if run["split"] == split):
             trained = [run for run in runs if run["split"] == split and split_name(run["model"])[0] == backbone]
             best = {}
-            for run in sorted(trained, key=lambda run: (run["called"] == run["labels"]).mean()):
-                best[run["model"]] = run
+            for run in sorted(trained, key=lambda run: (run["predicted"] == run["labels"]).mean(), reverse=True):
+                best.setdefault(run["model"], run)  # of equals, the first trial
             yield _heatmap_grid(out / f"fig9-{backbone}-{split}.png", [best[name] for name in sorted(best)])
 
 
 def _heatmap_grid(path: Path, runs: list[dict]) -> Path:
-    dataset = lung_pictures(runs[0]["options"], "test")
+    dataset = lung_pictures(runs[0]["recipe"], runs[0]["run"], "test", task=MANET)
     items = {k: int(np.flatnonzero(dataset.labels == k)[0]) for k in range(len(CLASSES)) if (dataset.labels == k).any()}
     figure = Figure(figsize=(2.4 * len(items), 2.5 * (len(runs) + 1)), layout="constrained")
     grid = figure.subplots(len(runs) + 1, len(items), squeeze=False)
@@ -68,14 +69,14 @@ def _heatmap_grid(path: Path, runs: list[dict]) -> Path:
         grid[0, column].imshow(dataset.pictures.images[dataset.rows[item]], cmap="gray")
         grid[0, column].set_title(CLASSES[label], fontsize=9)
     for row, run in zip(grid[1:], runs):
-        net, dataset = run["load"](), lung_pictures(run["options"], "test")
+        net, dataset = run["load"](), lung_pictures(run["recipe"], run["run"], "test", task=MANET)
         for axes, (label, item) in zip(row, items.items()):
             image, mask, _ = dataset[item]
             with torch.inference_mode():
                 features = net.forward_features(image[None], mask[None])
             logits, maps = grad_cam(net, features)
             axes.imshow(image[0], cmap="gray")
-            axes.imshow(scale_maps(maps, run["options"].size)[label], cmap=COLOUR_MAP, alpha=0.45)
+            axes.imshow(scale_maps(maps, run["recipe"].size)[label], cmap=COLOUR_MAP, alpha=0.45)
             axes.set_title(f"{run['model']}: {logits.softmax(0)[label]:.0%}", fontsize=8)
     for axes in grid.flat:
         axes.set_axis_off()

@@ -24,26 +24,31 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import channels_last, nn
 from tqdm import tqdm
 
 from manet_core import CLASSES, create_classifier, list_models
+from manet_core.tasks import MANET
 from manet_core.weights import load_network, read_manifest, sha256
 
-from . import classify, figures, tables
+from . import classify, figures, run_verb, tables
 from .benchmark import benchmark_mask_attention
 from .complexity import last_map, table_3
-from .data import read_index, split_by_image
-from .evaluate import measure_masks, write_between
+from .data import lung_pictures, read_index, split_by_image
+from .engine import device_of
+from .measures.markdown import write_between
+from .measures.segmentation import measure_masks
+from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 from .record import read_runs, tested_rows, write_runs
 
 PAPERS_TEN = [
@@ -52,91 +57,103 @@ PAPERS_TEN = [
 ]
 
 
-def run_folder(args: argparse.Namespace, split: str, model: str, trial: int) -> Path:
-    """Where one training lives."""
-    return args.out / split / model / str(trial)
+def trainings(recipe: Recipe, run: Run, models: list[str], splits: list[str], trials: int) -> list[tuple[Recipe, Run]]:
+    """Every training of the experiment, all networks of a trial before the next trial."""
+    return [
+        (replace(recipe, split=split, model=model, seed=trial), replace(run, out=f"{run.out}/{split}/{model}/{trial}"))
+        for trial in range(trials)
+        for split in splits
+        for model in models
+    ]
 
 
-def missing_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The options of every training that is not finished, all networks of a trial before the next trial."""
-    runs = []
-    for trial in range(args.trials):
-        for split in args.split:
-            for model in args.models:
-                out = run_folder(args, split, model, trial)
-                if not (out / "result.json").exists():
-                    shared = {k: v for k, v in vars(args).items() if k not in tables.OWN_OPTIONS}
-                    runs.append(argparse.Namespace(**shared | dict(split=split, model=model, seed=trial, out=str(out))))
-    return runs
+def leave_ctrl_c_to_the_parent() -> None:
+    """In a process that trains beside others: the one that started them is told, and ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def train_quietly(run: argparse.Namespace) -> None:
+def train_quietly(recipe: Recipe, run: Run) -> None:
     """One training in a process of its own; what it prints goes to train.log in its folder."""
     Path(run.out).mkdir(parents=True, exist_ok=True)
     with (
-        (Path(run.out) / "train.log").open("a") as log,
+        (Path(run.out) / "train.log").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        classify.train(run)
+        classify.train(recipe, run)
 
 
-def train_missing(args: argparse.Namespace) -> None:
-    """Train, one after another with their own progress bars, or `args.jobs` side by side."""
-    runs = missing_runs(args)
-    total = len(args.split) * len(args.models) * args.trials
-    print(f"{total - len(runs)} of {total} trainings are finished")
-    if args.jobs == 1 or not runs:
-        for number, run in enumerate(runs, total - len(runs) + 1):
-            print(f"training {number} of {total}: {run.model}, trial {run.seed}, split by {run.split}", flush=True)
-            classify.train(run)
+def train_missing(every: list[tuple[Recipe, Run]], jobs: int) -> None:
+    """Train what is not finished, one after another with their own progress bars, or `jobs` side by side."""
+    missing = [(recipe, run) for recipe, run in every if not (Path(run.out) / "result.json").exists()]
+    done = len(every) - len(missing)
+    print(f"{done} of {len(every)} trainings are finished")
+    if jobs == 1 or not missing:
+        for number, (recipe, run) in enumerate(missing, done + 1):
+            what = f"{recipe.model}, trial {recipe.seed}, split by {recipe.split}"
+            print(f"training {number} of {len(every)}: {what}", flush=True)
+            classify.train(recipe, run)
         return
-    pool = ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=leave_ctrl_c_to_the_parent)
     try:
-        waiting = {pool.submit(train_quietly, run): run for run in runs}
-        for done in tqdm(as_completed(waiting), "training", total, initial=total - len(runs), unit="run"):
-            done.result()
+        waiting = [pool.submit(train_quietly, recipe, run) for recipe, run in missing]
+        for finished in tqdm(as_completed(waiting), "training", len(every), initial=done, unit="run"):
+            finished.result()
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()  # each goes on from its last finished epoch
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def finished_runs(args: argparse.Namespace) -> list[dict]:
-    """Every finished training below --out, and `--shipped`, with the classes (N,) that it gives the test split.
+def finished_runs(out: Path, run: Run, shipped: list[str]) -> list[dict]:
+    """Every finished training below `out`, and `shipped` networks, with the classes (N,) they predict on test.
 
-    Folders that the command did not ask for are read too, so that one table can gather what several commands trained.
+    Folders that the command did not ask for are read too, so that one table can gather what several commands trained;
+    what is no training of this experiment is left out.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() and args.device == "auto" else "cpu")
+    device = device_of(run)
     found = []
 
-    def add(split: str, model: str, trial: int, settings: dict, load: Callable, cached: Path, accuracy: list) -> None:
-        trained = dict(split=split, size=settings["size"], sees=settings.get("sees", "lungs"))
-        options = argparse.Namespace(**vars(args) | trained)
+    def add(split: str, model: str, trial: int, recipe: Recipe, load: Callable, cached: Path, accuracy: list) -> None:
         if not cached.exists():
             print(f"testing {model}, trial {trial}, split by {split}", flush=True)
-            net = load().to(device, memory_format=torch.channels_last)
+            net = load().to(device, memory_format=channels_last)
+            dataset = lung_pictures(recipe, run, "test", task=MANET)
+            predicted = classify.predict(net, dataset, device).argmax(1)
             cached.parent.mkdir(parents=True, exist_ok=True)
-            np.save(cached, classify.predict(net, classify.lung_pictures(options, "test"), device).argmax(1))
-        recipe = {option: settings.get(option) for option in tables.RECIPE}
+            np.save(cached, predicted[dataset.labels >= 0])  # those of one certain class
         found.append(dict(split=split, model=model, trial=trial, recipe=recipe, accuracy=accuracy,
-                          called=np.load(cached), load=load, options=options))  # fmt: skip
+                          predicted=np.load(cached), load=load, run=run))  # fmt: skip
 
-    for path in sorted(args.out.glob("*/*/*/result.json")):
+    for path in sorted(out.glob("*/*/*/result.json")):
         split, model, trial = path.parent.parts[-3:]
         if split not in ("patient", "image") or model not in list_models() or not trial.isdigit():
             continue
         weights = path.with_name("best.safetensors")
-        cached = path.with_name(f"test-{sha256(weights)[:12]}.npy")
-        accuracy = pd.read_csv(path.with_name("log.csv")).accuracy.to_list()
-        settings = json.loads(path.read_text())["settings"]
-        add(split, model, int(trial), settings, partial(trained_network, model, weights), cached, accuracy)
-    for model in args.shipped:
+        try:
+            recipe = Recipe.of(json.loads(path.read_text(encoding="utf-8"))["settings"])
+            accuracy = pd.read_csv(path.with_name("log.csv")).accuracy.to_list()
+            cached = path.with_name(f"test-{sha256(weights)[:12]}.npy")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            print(f"{path.parent} holds no whole training and is left out ({error}).")
+            continue
+        if (recipe.task, recipe.split, recipe.model, recipe.seed) != (MANET.name, split, model, int(trial)):
+            print(f"{path.parent} holds another training than its name says and is left out.")
+            continue
+        add(split, model, int(trial), recipe, partial(trained_network, model, weights), cached, accuracy)
+    for model in shipped:
         if not any(run["model"] == model and run["split"] == "patient" for run in found):
-            entry = read_manifest(args.weights).get(model)
-            if entry is None:
-                raise SystemExit(f"There are no weights of {model} in {args.weights}: leave it out of --shipped.")
-            cached = args.out / "shipped" / f"{model}-{entry['sha256'][:12]}.npy"
-            load = partial(load_network, args.weights, model, refitted=False)
-            add("patient", model, 0, entry["training"]["settings"], load, cached, [])
+            entry = read_manifest(run.weights).get(model)
+            recipe = Recipe.of(entry["training"]["settings"]) if entry else None
+            if recipe is None or recipe.task != MANET.name:
+                raise SystemExit(
+                    f"There are no weights of {model} for the five classes in {run.weights}: leave it out of --shipped."
+                )
+            cached = out / "shipped" / f"{model}-{entry['sha256'][:12]}.npy"
+            load = partial(load_network, run.weights, model, refitted=False)
+            add("patient", model, 0, recipe, load, cached, [])
     return found
 
 
@@ -151,7 +168,7 @@ def measure_costs(runs: list[dict], repeats: int) -> dict[str, dict]:
     """Table 3: counted at the paper's 512×512, timed at the size that was trained, plain and MA in pairs."""
     costs = {model: table_3(model) for model in dict.fromkeys(run["model"] for run in runs)}
     for model, cost in costs.items():
-        size = cost["size"] = next(run["recipe"]["size"] for run in runs if run["model"] == model)
+        size = cost["size"] = next(run["recipe"].size for run in runs if run["model"] == model)
         if cost["map_elements"]:
             cost["last_map"] = last_map(create_classifier(model), size)
         if f"{model}_ma" not in costs:
@@ -167,11 +184,10 @@ def measure_costs(runs: list[dict], repeats: int) -> dict[str, dict]:
 
 def main() -> None:
     """Train and report from the command line."""
-    p = classify.options(__doc__)
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", choices=list_models(), default=PAPERS_TEN, metavar="MODEL")
     p.add_argument("--trials", type=int, default=3)
-    p.add_argument("--split", nargs="+", choices=["patient", "image"], default=["patient", "image"])
+    p.add_argument("--split", nargs="+", choices=["patient", "image"], default=["patient", "image"], dest="splits")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     p.add_argument("--repeats", type=int, default=25, help="timings of each pair in Table 3")
     p.add_argument("--report", action="store_true", help="train nothing")
@@ -185,41 +201,43 @@ def main() -> None:
         metavar="DIR",
         help="copy what shows no X-ray there: results/paper, with the README's table",
     )
+    add_run_options(p)
+    add_options(p, "classify", leave_out=("task", "model", "split", "seed", "width", "conventions"))
     args = p.parse_args()
-    args.out = Path(args.out)
+    run, out = run_from(args), Path(args.out)
     if not args.report:
-        train_missing(args)
+        train_missing(trainings(recipe_from(args, "classify"), run, args.models, args.splits, args.trials), args.jobs)
     index = read_index(args.data)
     indices = {"patient": index, "image": split_by_image(index)}
     tested = tested_rows(indices)
-    runs = finished_runs(args)
+    runs = finished_runs(out, run, args.shipped)
     if args.record:
         runs += read_runs(args.record / "runs.json", runs, tested)
     if not runs:
-        raise SystemExit(f"There is no finished training below {args.out}: leave --report away.")
+        raise SystemExit(f"There is no finished training below {out}: leave --report away.")
     runs.sort(key=lambda run: (run["split"] == "image", list_models().index(run["model"]), run["trial"]))
-    for run in runs:
-        rows = tested[run["split"]]
-        run["labels"], run["patients"] = rows.label.map(CLASSES.index).to_numpy(), rows.patient.to_numpy()
+    for each in runs:
+        rows = tested[each["split"]]
+        each["labels"], each["patients"] = rows.label.map(CLASSES.index).to_numpy(), rows.patient.to_numpy()
 
     results = tables.summarise(runs, indices, args.trials)
     results["costs"] = measure_costs(runs, args.repeats)
     results["segmentation"] = tables.segmentation(measure_masks(args.data, args.weights, "test"))
     results["verdicts"] = tables.verdicts(results)
-    for folder in filter(None, (args.out, args.record)):
+    for folder in filter(None, (out, args.record)):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        (folder / "tables.md").write_text(tables.markdown(results))
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (folder / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
         figures.validation_curves(runs, folder / "fig10.png")
     if args.record:
         write_runs(args.record / "runs.json", runs, tested)
         readme = args.record.parent.with_name("README.md")
         if readme.exists():
             write_between(readme, "paper", tables.claims(results))
-    for path in figures.heatmaps(args.out, [run for run in runs if "load" in run]):
+    for path in figures.heatmaps(out, [each for each in runs if "load" in each]):
         print(f"{path} shows X-rays: do not publish it unless their licences allow it")
     print(tables.markdown(results))
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -10,7 +10,6 @@ they are published, and split 8:1:1 by patients.
 import argparse
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,35 +18,36 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from manet_core import CLASSES
+from manet_core.tasks import get_task, list_tasks
 
+from . import run_verb
 from .data import COLUMNS, read_index
+from .sources import CONVENTIONS, Film, get_source, list_sources
 
-LABELS = (*CLASSES, "Pneumonia (unspecified)")
-SPLITS = ("train", "val", "test", "external")
-LAYOUTS = """\
-  Kermany     chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg
-  Shenzhen    ChinaSet_AllFiles/CXR_png/CHNCXR_0001_0.png, masks in a folder mask or masks as CHNCXR_0001_0_mask.png
-  Montgomery  MontgomerySet/CXR_png/MCUCXR_0001_0.png, masks in ManualMask/leftMask and ManualMask/rightMask
-  ieee8023    covid-chestxray-dataset/metadata.csv and images/"""
-
-_KERMANY = re.compile(r"(?P<person>person\d+)_(?P<kind>bacteria|virus)_\d+|(?P<normal>(?:NORMAL2-)?IM-\d+)-[\d-]+")
-_NLM = re.compile(r"(?P<set>CHNCXR|MCUCXR)_(?P<number>\d+)_(?P<tb>[01])(?P<mask>_mask)?")
-_FRONTAL = re.compile(r"(PA|AP|APS)\b")
+SPLITS = ("train", "val", "test", "external", "pretrain")
+OTHER = "Other finding"  # the label of an X-ray that shows something else than any task knows
 _MOST_REPORTED = 20  # violations of one kind
+
+
+def known_labels() -> list[str]:
+    """Every label that some task can learn from, and `OTHER`."""
+    tasks = [task for task in map(get_task, list_tasks()) if task.column == "label"]
+    return [*dict.fromkeys(label for task in tasks for label in (*task.classes, *task.labels)), OTHER]
 
 
 def violations(index: pd.DataFrame) -> list[str]:
     """One sentence for each thing wrong with an index as `read_index` gives it."""
+    labels = known_labels()
+    apart = index[index.patient != ""].assign(split=index.split.replace("pretrain", "train"))  # both are trained on
     kinds = [
-        [f"{row.image} has the label {row.label!r}, which is none of {', '.join(LABELS)}."
-         for row in index[~index.label.isin(LABELS)].itertuples()],
+        [f"{row.image} has the label {row.label!r}, which is none of {', '.join(labels)}."
+         for row in index[~index.label.isin(labels)].itertuples()],
         [f"{row.image} has the split {row.split!r}, which is none of {', '.join(SPLITS)}."
          for row in index[~index.split.isin(SPLITS)].itertuples()],
         [f"{image} has no patient." for image in index.image[index.patient == ""]],
         [f"{image} is listed more than once." for image in index.image[index.image.duplicated()].unique()],
         [f"The patient {patient} is in several splits: {', '.join(sorted(set(splits)))}."
-         for patient, splits in index[index.patient != ""].groupby("patient").split if splits.nunique() > 1],
+         for patient, splits in apart.groupby("patient").split if splits.nunique() > 1],
     ]  # fmt: skip
     for column in ("image", "mask"):
         names = tqdm(index[column][index[column] != ""], f"checking each {column}", unit="file", delay=1)
@@ -67,33 +67,23 @@ def find(root: Path, out: Path) -> pd.DataFrame:
         root: searched to any depth, symbolic links included.
         out: not searched; united masks are written to `out`/masks.
     """
-    rows, masks, unknown = {}, {}, []
-    for path in _files(root, out):
-        if row := _kermany(path):
-            rows.setdefault(("kermany", path.parts[-3:]), row)  # some archives hold the whole set twice
-        elif match := _NLM.fullmatch(path.stem):
-            if path.suffix.lower() != ".png":
-                continue
-            name = path.stem.removesuffix("_mask")
-            folder = path.parent.name.lower()
-            if match["mask"] or folder in ("mask", "masks", "leftmask", "rightmask"):
-                masks.setdefault(name, {}).setdefault(folder.removesuffix("s"), path)
-            else:
-                source = "shenzhen" if match["set"] == "CHNCXR" else "montgomery"
-                label = "Tuberculosis" if match["tb"] == "1" else "Normal"
-                rows.setdefault((source, name), _row(path, label, source, match["number"]))
-        elif path.name == "metadata.csv":
-            for row in _ieee8023(path):
-                rows.setdefault(("ieee8023", Path(row["image"]).name), row)
-        elif _in_kermany(path):
-            unknown.append(path)
-    if unknown:
-        print(f"{len(unknown)} files have names that are not known, such as {unknown[0]}; they are left out.")
+    files = list(_files(root, out))
+    rows = []
+    for source in map(get_source, sorted(list_sources())):
+        films: dict[tuple[str, ...], Film] = {}
+        for film in source.find(files) if source.find else ():
+            films.setdefault(film.key, film)  # some archives hold a whole set twice
+        for _, film in tqdm(sorted(films.items()), f"uniting masks of {source.name}", unit="X-ray", delay=1):
+            mask = _mask(film.masks, out / "masks" / f"{film.image.stem}.png")
+            rows.append({
+                "image": str(film.image), "mask": mask, "label": film.label, "source": source.name,
+                "patient": f"{source.name}-{film.patient}", "split": film.split,
+            })  # fmt: skip
     if not rows:
-        raise SystemExit(f"There is no index.csv in {root}, and none of these below it:\n{LAYOUTS}")
-    for (_, name), row in tqdm(sorted(rows.items()), "uniting masks", unit="X-ray", delay=1):
-        row["mask"] = _mask(masks.get(name, {}), out / "masks" / f"{name}.png")
-    return pd.DataFrame([row for _, row in sorted(rows.items())], columns=COLUMNS)
+        layouts = [(source.name, source.layout) for source in map(get_source, list_sources()) if source.layout]
+        lines = [f"  {name:<12}{layout}" for name, layout in layouts]
+        raise SystemExit("\n".join([f"There is no index.csv in {root}, and none of these below it:", *lines]))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def split(index: pd.DataFrame, seed: int = 0) -> pd.Series:
@@ -120,13 +110,26 @@ def split(index: pd.DataFrame, seed: int = 0) -> pd.Series:
 def composition(index: pd.DataFrame) -> str:
     """A table of label and source by split: images, and patients in brackets."""
     lines = [f"{'label':<24}{'source':<14}" + "".join(f"{s:>16}" for s in SPLITS)]
-    for label in LABELS:
+    for label in known_labels():
         for source in sorted(index.source[index.label == label].unique()):
             cells = [index[(index.label == label) & (index.source == source) & (index.split == s)] for s in SPLITS]
             counts = (f"{len(cell)} ({cell.patient.nunique()})" if len(cell) else "–" for cell in cells)
             lines.append(f"{label:<24}{source:<14}" + "".join(f"{count:>16}" for count in counts))
     counts = (f"{len(cell)} ({cell.patient.nunique()})" for cell in (index[index.split == s] for s in SPLITS))
     lines.append(f"{'all: images (patients)':<38}" + "".join(f"{count:>16}" for count in counts))
+    return "\n".join(lines)
+
+
+def credits(index: pd.DataFrame) -> str:
+    """A line on each source of an index: who made it, of whom, which masks, and its licence."""
+    lines = []
+    for name in sorted(index.source.unique()):
+        if name not in list_sources():
+            lines.append(f"{name}: not known to train.sources; see to its licence yourself.")
+            continue
+        source = get_source(name)
+        masks = f"; masks: {CONVENTIONS[source.convention]}" if source.convention else ""
+        lines.append(f"{name}: {source.title}; {source.people}{masks}; licence: {source.licence}.")
     return "\n".join(lines)
 
 
@@ -143,69 +146,13 @@ def _files(root: Path, out: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
-def _row(image: Path, label: str, source: str, patient: str, split: str = "") -> dict[str, str]:
-    return dict(image=str(image), mask="", label=label, source=source, patient=f"{source}-{patient}", split=split)
-
-
-def _in_kermany(path: Path) -> bool:
-    split, kind = path.parts[-3:-1] if len(path.parts) > 2 else ("", "")
-    jpeg = path.suffix.lower() in (".jpeg", ".jpg")
-    return jpeg and split in ("train", "val", "test") and kind in ("NORMAL", "PNEUMONIA")
-
-
-def _kermany(path: Path) -> dict[str, str] | None:
-    """The row of a picture of the Kermany set, None for any other file.
-
-    Its train and test folders number people separately, val goes on where
-    train ends. Within each, bacteria and virus share one series, and numbers
-    that have both may be one person: they stay together, which can only waste
-    a little balance, whereas parting them could leak a patient into the test.
-    """
-    match = _KERMANY.fullmatch(path.stem)
-    if not (match and _in_kermany(path)) or (path.parent.name == "NORMAL") != bool(match["normal"]):
-        return None
-    series = "test" if path.parts[-3] == "test" else "train"
-    label = {None: "Normal", "bacteria": "Bacterial pneumonia", "virus": "Viral pneumonia"}[match["kind"]]
-    return _row(path, label, "kermany", f"{series}-{match['person'] or match['normal']}")
-
-
-def _ieee8023(metadata: Path) -> Iterator[dict[str, str]]:
-    """Rows of the frontal X-rays in covid-chestxray-dataset that show COVID-19 or another named pneumonia."""
-    table = pd.read_csv(metadata, dtype=str, keep_default_na=False)
-    table.columns = table.columns.str.strip().str.lower()
-    if not {"patientid", "finding", "view", "filename"} <= set(table):
-        return
-    missing = 0
-    for entry in table.to_dict("records"):
-        names = {name.strip() for name in re.split("[/,]", entry["finding"])}
-        if "COVID-19" in names:
-            label, split = "COVID-19", ""
-        elif "Bacterial" in names or "Viral" in names:
-            label, split = ("Bacterial" if "Bacterial" in names else "Viral") + " pneumonia", "external"
-        elif names == {"Pneumonia"}:
-            label, split = "Pneumonia (unspecified)", "external"
-        else:
-            continue
-        if entry.get("modality", "X-ray").strip() != "X-ray" or not _FRONTAL.match(entry["view"].strip()):
-            continue
-        image = metadata.parent / (entry.get("folder") or "images") / entry["filename"]
-        if image.is_file():
-            yield _row(image, label, "ieee8023", entry["patientid"].strip(), split)
-        else:
-            missing += 1
-    if missing:
-        print(f"{metadata} lists {missing} frontal X-rays that are not in its images folder; they are left out.")
-
-
-def _mask(parts: dict[str, Path], united: Path) -> str:
-    """Path of an X-ray's one mask, "" if none: the file there is, or the union of both lungs', written to `united`."""
-    if "mask" in parts:
-        return str(parts["mask"])
-    if not {"leftmask", "rightmask"} <= set(parts):
-        return ""
-    left, right = (np.asarray(Image.open(parts[side]).convert("L")) > 127 for side in ("leftmask", "rightmask"))
+def _mask(parts: tuple[Path, ...], united: Path) -> str:
+    """Path of an X-ray's one mask, "" if none: the file there is, or the union of several, written to `united`."""
+    if len(parts) < 2:
+        return str(parts[0]) if parts else ""
+    lungs = [np.asarray(Image.open(part).convert("L")) > 127 for part in parts]
     united.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(left | right).save(united)
+    Image.fromarray(np.logical_or.reduce(lungs)).save(united)
     return str(united)
 
 
@@ -228,13 +175,15 @@ def main() -> None:
     else:
         index = find(root, out)
         index["split"] = split(index, args.seed)
-    print(composition(index))
+    print(composition(index), credits(index), sep="\n\n")
+    asked = [task.column for task in map(get_task, list_tasks())]
+    columns = list(dict.fromkeys([*COLUMNS, *(column for column in asked if column in index)]))
     out.mkdir(parents=True, exist_ok=True)
     part = out / "index.csv.part"
-    index[COLUMNS].to_csv(part, index=False)
+    index[columns].to_csv(part, index=False, encoding="utf-8")
     part.replace(out / "index.csv")
     print(f"{out / 'index.csv'} is written; use --data {args.out} from here on.")
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -16,12 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from manet_core import create_segmenter
 
-from . import broad
+from . import broad, run_verb
 from .data import LungPictures, Pictures, RawPictures, draw_weights
 from .engine import autocast, device_of, fit, memory_format
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
-
-WITHOUT_HEART = ("NLM manual", "shcxr-lung-mask")  # mask_origin of annotators who leave out the lung behind the heart
+from .sources import convention_of
 
 
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -40,9 +39,9 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> np.ndar
 
 def convention(index, conventions: int) -> np.ndarray:
     """Which output of the segmenter each row of an index belongs to, (N,) int64: 0 with the lung behind the heart."""
-    if conventions == 1 or "mask_origin" not in index:
+    if conventions == 1:
         return np.zeros(len(index), np.int64)
-    return index.mask_origin.isin(WITHOUT_HEART).to_numpy().astype(np.int64)
+    return (index.source.map(convention_of) == "aerated").to_numpy().astype(np.int64)
 
 
 def train(recipe: Recipe, run: Run) -> dict:
@@ -111,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -1,12 +1,14 @@
 """What a set of finished trainings says: the paper's tables, and a verdict on each of its claims.
 
 Nothing here trains or reads pictures. A run is a dictionary as `train.paper`
-gathers it: split, model, trial, called (N,) and labels (N,) as class numbers,
-patients (N,), accuracy on val by epoch, empty where it is not known, and recipe.
+gathers it: split, model, trial, recipe (a `Recipe`), predicted (N,) and labels
+(N,) as class numbers, patients (N,), and accuracy on val by epoch, empty where
+it is not known.
 """
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.metrics import classification_report, confusion_matrix
 
 from manet_core import CLASSES, list_models
@@ -15,13 +17,7 @@ from manet_core.networks.registry import split_name
 from .measures.markdown import percent
 from .measures.segmentation import read_masks
 from .measures.statistics import bootstrap_weights, interval
-
-# options of train.paper that are not options of one training
-OWN_OPTIONS = ("models", "trials", "split", "jobs", "repeats", "report", "shipped", "record", "out")
-
-# settings that make a recipe; seed and model do not
-RECIPE = ("epochs", "batch", "size", "optimizer", "lr", "weight_decay", "schedule", "imagenet", "init", "sees",
-          "augment", "balance")  # fmt: skip
+from .recipe import Recipe
 
 # MANet, Table 2: mean test accuracy of three trials, %
 PAPER_ACCURACY = {
@@ -32,6 +28,7 @@ PAPER_ACCURACY = {
 
 SPLITS = {"patient": "split by patient", "image": "split by image"}
 
+TRIALS = 3  # with fewer, a verdict would rest on the luck of the seeds
 SHORTEST = 3  # epochs below which a training proves that a network learns, and says nothing of how well or how fast
 
 # MANet, section 4: test IoU of the lung masks, %
@@ -57,26 +54,58 @@ def epochs_to(accuracy: np.ndarray, target: float) -> int:
 
 def correct(run: dict) -> np.ndarray:
     """Which test X-rays (N,) a run classified as labelled: float, 0 or 1."""
-    return (run["called"] == run["labels"]).astype(float)
+    return (run["predicted"] == run["labels"]).astype(float)
 
 
-def difference(of: list[dict], to: list[dict]) -> dict | None:
-    """Accuracy of a model minus that of another, paired by trial and by X-ray; None without a trial in common.
+def conditions(recipe: Recipe) -> dict:
+    """What two trainings must have in common for a difference to be their networks': all settings, and the start."""
+    return recipe.shared() | {"init": recipe.init}
 
-    The interval resamples patients; the trials are averaged, not resampled.
+
+def pairs_of(of: list[dict], to: list[dict]) -> list[tuple[dict, dict]]:
+    """Runs of two networks that share conditions and seed; of several recipes, those of the one with the most pairs."""
+    found = []
+    for a in of:
+        found += [(a, b) for b in to if a["trial"] == b["trial"] and conditions(a["recipe"]) == conditions(b["recipe"])]
+    groups = [[pair for pair in found if conditions(pair[0]["recipe"]) == conditions(a["recipe"])] for a, _ in found]
+    return max(groups, key=len, default=[])
+
+
+def spread(by_trial: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Replicates (R,) of a mean over trials, from those of each trial (T, R), with trials drawn with replacement.
+
+    So few trials, drawn from themselves, vary too little: their deviations are stretched to the width that Student's t
+    gives them (the expanded percentile interval of Hesterberg 2015). One trial tells nothing of its spread.
     """
-    trials = {run["trial"]: run for run in to}
-    pairs = [(run, trials[run["trial"]]) for run in of if run["trial"] in trials]
+    trials, replicates = by_trial.shape
+    mean = by_trial.mean(0)
+    if trials == 1:
+        return mean
+    stretch = stats.t.ppf(0.975, trials - 1) / stats.norm.ppf(0.975) * np.sqrt(trials / (trials - 1))
+    drawn = np.random.default_rng(seed).integers(trials, size=(trials, replicates))
+    return mean + stretch * (np.take_along_axis(by_trial, drawn, 0).mean(0) - mean)
+
+
+def difference(pairs: list[tuple[dict, dict]]) -> dict | None:
+    """Accuracy of a network minus that of another, paired by seed and by X-ray; None without a pair.
+
+    The interval resamples patients and, where there are several, trials.
+    """
     if not pairs:
         return None
-    rows = np.mean([correct(a) - correct(b) for a, b in pairs], axis=0)
+    rows = np.array([correct(a) - correct(b) for a, b in pairs])
     weights = bootstrap_weights(pairs[0][0]["patients"])
-    return interval(rows.mean(), weights @ rows / weights.sum(1)) | {"trials": len(pairs)}
+    drawn = spread(rows @ weights.T / weights.sum(1))
+    return interval(rows.mean(), drawn) | {"trials": len(pairs), "epochs": pairs[0][0]["recipe"].epochs}
 
 
 def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -> dict:
     """Tables 1, 2, 4 and 5 for each split, and what Fig. 10 shows as numbers."""
-    out = {"trials_wanted": trials, "splits": {}}
+    recipes = []
+    for run in runs:
+        if conditions(run["recipe"]) not in recipes:
+            recipes.append(conditions(run["recipe"]))
+    out = {"trials_wanted": trials, "recipes": recipes, "splits": {}}
     for split in dict.fromkeys(run["split"] for run in runs):
         here = [run for run in runs if run["split"] == split]
         index = indices[split]
@@ -86,17 +115,17 @@ def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -
             mine = [run for run in here if run["model"] == name]
             plain = [run for run in here if run["model"] == split_name(name)[0]]
             accuracies = {run["trial"]: float(correct(run).mean()) for run in mine}
-            curves = [np.array(run["accuracy"]) for run in mine]
+            curves = {str(run["trial"]): np.array(run["accuracy"]) for run in mine}
             models[name] = {
                 "accuracy": {str(trial): value for trial, value in accuracies.items()},
                 "mean": float(np.mean(list(accuracies.values()))),
-                "minus_plain": None if name == split_name(name)[0] else difference(mine, plain),
+                "minus_plain": None if name == split_name(name)[0] else difference(pairs_of(mine, plain)),
                 "complete": len(mine) >= trials,
-                "recipes": [dict(r) for r in dict.fromkeys(tuple(run["recipe"].items()) for run in mine)],
+                "recipe": {str(run["trial"]): recipes.index(conditions(run["recipe"])) for run in mine},
                 "fluctuation": {
-                    str(r["trial"]): value for r, c in zip(mine, curves) if np.isfinite(value := fluctuation(c))
+                    trial: value for trial, curve in curves.items() if np.isfinite(value := fluctuation(curve))
                 },
-                "curve": {str(run["trial"]): c.tolist() for run, c in zip(mine, curves)},
+                "curve": {trial: curve.tolist() for trial, curve in curves.items()},
             }
         best = max(here, key=lambda run: correct(run).mean())
         out["splits"][split] = {
@@ -112,10 +141,10 @@ def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -
                 "model": best["model"],
                 "trial": best["trial"],
                 "report": classification_report(
-                    best["labels"], best["called"], labels=range(len(CLASSES)), target_names=CLASSES, output_dict=True,
-                    zero_division=0,
+                    best["labels"], best["predicted"], labels=range(len(CLASSES)), target_names=CLASSES,
+                    output_dict=True, zero_division=0,
                 ),
-                "confusion": confusion_matrix(best["labels"], best["called"], labels=range(len(CLASSES))).tolist(),
+                "confusion": confusion_matrix(best["labels"], best["predicted"], labels=range(len(CLASSES))).tolist(),
             },
         }  # fmt: skip
     return out
@@ -133,26 +162,27 @@ def segmentation(masks: pd.DataFrame) -> dict:
 
 
 def _pairs(models: dict, a: str, b: str, measure) -> list[float]:
-    """measure(curve of a, curve of b) for every backbone and trial that have both attentions."""
+    """measure(curve of a, curve of b) of pairs of equal recipe and seed, of backbones that have `TRIALS` of them."""
     found = []
-    for name in models:
+    for name, mine in models.items():
         backbone, attention = split_name(name)
-        other = f"{backbone}_{b}".rstrip("_")
-        if attention == a and other in models:
-            for trial, curve in models[name]["curve"].items():
-                if trial in models[other]["curve"]:
-                    value = measure(np.array(curve), np.array(models[other]["curve"][trial]))
-                    if np.isfinite(value):
-                        found.append(float(value))
+        theirs = models.get(f"{backbone}_{b}".rstrip("_"))
+        if attention != a or theirs is None:
+            continue
+        for recipe in sorted(set(mine["recipe"].values())):
+            trials = [t for t, r in mine["recipe"].items() if r == recipe == theirs["recipe"].get(t)]
+            values = [measure(np.array(mine["curve"][t]), np.array(theirs["curve"][t])) for t in trials]
+            values = [float(value) for value in values if np.isfinite(value)]
+            found += values if len(values) >= TRIALS else []
     return found
 
 
 def _over_pairs(values: list[float]) -> dict | None:
-    """Mean and bootstrap interval over training pairs; None with fewer than three."""
-    if len(values) < 3:
+    """Mean and bootstrap interval over training pairs; None without any."""
+    if not values:
         return None
-    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
-    return interval(float(np.mean(values)), drawn.mean(1)) | {"pairs": len(values)}
+    drawn = spread(np.repeat(np.array(values)[:, None], 2000, axis=1))
+    return interval(float(np.mean(values)), drawn) | {"pairs": len(values)}
 
 
 def _judge(figure: dict | None, wanted: str) -> str:
@@ -166,16 +196,16 @@ def _judge(figure: dict | None, wanted: str) -> str:
 def verdicts(results: dict) -> list[dict]:
     """The paper's five claims: {"split", "claim", "measure", "figure", "verdict"}, computed, never written by hand.
 
-    Of trainings of fewer than `SHORTEST` epochs only the cost counts.
+    Only trainings of equal recipe and seed are compared, and only where there are `TRIALS` such pairs. Of trainings of
+    fewer than `SHORTEST` epochs only the cost counts.
     """
     out = []
     for split, part in results["splits"].items():
         models = part["models"]
 
         def gains(attention, models=models):
-            long = {n: m for n, m in models.items() if min(recipe["epochs"] for recipe in m["recipes"]) >= SHORTEST}
-            own = [m["minus_plain"] for name, m in long.items() if split_name(name)[1] == attention]
-            return [g for g in own if g is not None]
+            own = [m["minus_plain"] for name, m in models.items() if split_name(name)[1] == attention]
+            return [g for g in own if g is not None and g["trials"] >= TRIALS and g["epochs"] >= SHORTEST]
 
         def average(found):
             if not found:
@@ -184,7 +214,7 @@ def verdicts(results: dict) -> list[dict]:
             return {key: float(np.mean([g[key] for g in found])) for key in keys} | {"backbones": len(found)}
 
         ma, cbam = average(gains("ma")), average(gains("cbam"))
-        calm = _over_pairs(_pairs(models, "ma", "", lambda a, b: fluctuation(a) - fluctuation(b)))
+        stable = _over_pairs(_pairs(models, "ma", "", lambda a, b: fluctuation(a) - fluctuation(b)))
 
         def lead(a, b):
             if min(len(a), len(b)) < SHORTEST:
@@ -197,7 +227,8 @@ def verdicts(results: dict) -> list[dict]:
             dict(split=split, claim="MA beats plain", measure="test accuracy, MA − plain, mean over backbones",
                  figure=ma, verdict=_judge(ma, "above")),
             dict(split=split, claim="MA trains more stably than plain",
-                 measure="fluctuation of validation accuracy, MA − plain", figure=calm, verdict=_judge(calm, "below")),
+                 measure="fluctuation of validation accuracy, MA − plain", figure=stable,
+                 verdict=_judge(stable, "below")),
             dict(split=split, claim="MA converges faster than CBAM",
                  measure="epochs to 95 % of what both reach, MA − CBAM", figure=fast, verdict=_judge(fast, "below")),
             dict(split=split, claim="CBAM does not beat plain",
@@ -223,20 +254,22 @@ def _points(figure: dict | None) -> str:
     return "" if figure is None else percent(figure)
 
 
-def describe(recipe: dict) -> str:
-    """The settings `RECIPE` of a training in words."""
-    start = recipe.get("init") or ("ImageNet" if recipe.get("imagenet") else "random")
-    length = f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''}"
-    augment = recipe.get("augment") or "paper"
-    more = f", {augment} augmentation" if augment != "paper" else ""
-    more += f", balance {recipe['balance']:g}" if recipe.get("balance") else ""
-    sees = recipe.get("sees") or "lungs"
-    control = {"lungs": "", "equalised": ", lungs equalised"}.get(sees, f", CONTROL: sees {sees}")
-    return (
-        f"{length}, {recipe['size']} px, batch {recipe['batch']}, {recipe['optimizer']} "
-        f"lr {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, {recipe['schedule']}, start: {start}"
-        f"{more}{control}"
-    )
+def describe(recipe: Recipe) -> str:
+    """A recipe in words: what every training has, and what else departs from the paper's."""
+    start = recipe.init or ("ImageNet" if recipe.imagenet else "random")
+    words = [
+        f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}", f"{recipe.size} px", f"batch {recipe.batch}",
+        f"{recipe.optimizer} lr {recipe.lr:g}", f"weight decay {recipe.weight_decay:g}", recipe.schedule,
+        f"start: {start}",
+    ]  # fmt: skip
+    said = ("epochs", "size", "batch", "optimizer", "lr", "weight_decay", "schedule", "init", "imagenet")
+    for setting, values in recipe.departures().items():
+        here = f"{values['here']:g}" if isinstance(values["here"], float) else values["here"]
+        if setting not in said:
+            words.append(f"{here} augmentation" if setting == "augment" else f"{setting.replace('_', ' ')} {here}")
+    if recipe.sees != "lungs":
+        words.append("lungs equalised" if recipe.sees == "equalised" else f"CONTROL: input is {recipe.sees}")
+    return ", ".join(words)
 
 
 def claims(results: dict) -> str:
@@ -252,7 +285,8 @@ def claims(results: dict) -> str:
 def markdown(results: dict) -> str:
     """All tables as one Markdown page."""
     lines = ["# The paper's experiment on the data at hand", ""]
-    lines += ["Written by `python -m train.paper`; intervals are 95 % bootstrap over patients.", ""]
+    lines += ["Written by `python -m train.paper`. Intervals are 95 % bootstrap over patients and, where there are", ""]
+    lines[-1:] = ["several, over trials.", ""]
     lines += ["## Table 1: pictures in each set", ""]
     rows = []
     for split, part in results["splits"].items():
@@ -263,10 +297,11 @@ def markdown(results: dict) -> str:
         lines.append(f"* {SPLITS[split]}: {part['patients_in_train_and_test']} patients are in both train and test")
 
     lines += ["", "## Table 2: accuracy, %", ""]
-    rows, recipes = [], {}
+    rows, marks = [], {}
+    spoken = [describe(Recipe.of(recipe)) for recipe in results["recipes"]]
     for split, part in results["splits"].items():
         for name, m in part["models"].items():
-            marks = [recipes.setdefault(describe(recipe), chr(97 + len(recipes))) for recipe in m["recipes"]]
+            used = [marks.setdefault(spoken[r], chr(97 + len(marks))) for r in dict.fromkeys(m["recipe"].values())]
             paper = PAPER_ACCURACY.get(name)
             trials = ", ".join(f"{100 * value:.2f}" for value in m["accuracy"].values())
             state = f"{len(m['accuracy'])} of {results['trials_wanted']}"
@@ -274,21 +309,26 @@ def markdown(results: dict) -> str:
             validation = f"{np.mean(best):.1f}" if best else "–"
             rows.append([
                 f"`{name}`", SPLITS[split], validation, trials, f"{100 * m['mean']:.2f}", paper or "–",
-                _points(m["minus_plain"]), state, ", ".join(marks),
+                _points(m["minus_plain"]), state, ", ".join(used),
             ])  # fmt: skip
     head = ["model", "", "validation, best epoch", "test, by trial", "mean", "paper", "− plain, points (95 % CI)"]
     head += ["trials done", "recipe"]
     lines += _table(head, rows)
-    lines += [f"* recipe {mark}: {text}" for text, mark in recipes.items()]
+    lines += [f"* recipe {mark}: {text}" for text, mark in marks.items()]
     lines.append(
-        f"* trainings of fewer than {SHORTEST} epochs only show that a network learns; verdicts take their cost alone"
+        "* − plain: trainings of equal recipe, start and seed only; with one trial the interval leaves out how much "
+        "seeds differ"
+    )
+    lines.append(
+        f"* verdicts count differences of at least {TRIALS} trials and {SHORTEST} epochs; shorter trainings only show "
+        "that a network learns"
     )
     for split, part in results["splits"].items():
         counts = pd.DataFrame(part["pictures"]).T
         most = 100 * counts.max() / counts.sum()
         lines.append(
-            f"* {SPLITS[split]}: always the commonest class would be right on {most.val:.1f} % of validation and "
-            f"{most.test:.1f} % of test"
+            f"* {SPLITS[split]}: a network that always answers the most frequent class has an accuracy of "
+            f"{most.val:.1f} % on validation and {most.test:.1f} % on test"
         )
     if len(results["splits"]) == 2:
         patient, image = (results["splits"][s]["models"] for s in ("patient", "image"))
@@ -308,8 +348,8 @@ def markdown(results: dict) -> str:
     head = ["model", "parameters, M", "FLOPs at 512 px, M", "map elements"]
     head += ["trained at, px", "training step of 16, ms", "inference, ms", "step / plain", "inference / plain"]
     lines += _table([*head, "last map"], rows)
-    lines += ["Timed at the size that was trained. Last map: what mask attention leaves of a mask that is all lung, at"]
-    lines += ["most, in its last map. Padding fades it, most in small pictures: see `complexity.last_map`.", ""]
+    lines += ["Timed at the size that was trained. Last map: the highest value of mask attention's last map for a mask"]
+    lines += ["that is all lung. Padding lowers it, most in small pictures: see `complexity.last_map`.", ""]
 
     for split, part in results["splits"].items():
         best, report = part["best"], part["best"]["report"]
@@ -322,13 +362,13 @@ def markdown(results: dict) -> str:
         ]  # fmt: skip
         lines += _table(["class", "precision, %", "recall, %", "F1, %", "n"], rows)
         lines += [f"## Table 5: {title}", ""]
-        lines += _table(["label ↓, called →", *CLASSES], [[c, *row] for c, row in zip(CLASSES, best["confusion"])])
+        lines += _table(["label ↓, predicted →", *CLASSES], [[c, *row] for c, row in zip(CLASSES, best["confusion"])])
 
     lines += ["## Lung masks: IoU, %", ""]
     rows = [[name, percent(r["iou"]), PAPER_IOU.get(name, "–"), r["n"]] for name, r in results["segmentation"].items()]
     lines += _table(["", "IoU (95 % CI)", "paper", "n"], rows)
 
-    lines += ["## Fig. 10: how calm training was", ""]
+    lines += ["## Fig. 10: stability of training", ""]
     rows = []
     for split, part in results["splits"].items():
         for name, m in part["models"].items():
