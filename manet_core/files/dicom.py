@@ -95,9 +95,13 @@ def _read_dataset(data: bytes):
     return dataset
 
 
+# GDCM decodes 12-bit JPEG Extended, but pydicom refuses to ask it by that name; both JPEGs are one codec there.
 _DECODE_APART = """
 import io, sys, numpy, pydicom
-numpy.save(sys.stdout.buffer, pydicom.pixels.pixel_array(io.BytesIO(sys.stdin.buffer.read())))
+dataset = pydicom.dcmread(io.BytesIO(sys.stdin.buffer.read()), force=True)
+if dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGExtended12Bit:
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+numpy.save(sys.stdout.buffer, pydicom.pixels.pixel_array(dataset, decoding_plugin="gdcm"))
 """
 
 
@@ -111,7 +115,8 @@ def _decode_pixels(dataset, data: bytes) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless):
+    only_gdcm = (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless)
+    if syntax in only_gdcm or syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
         command = [sys.executable, "-P", "-c", _DECODE_APART]
         child = subprocess.run(command, input=data, capture_output=True, check=True, timeout=60)
         return np.load(io.BytesIO(child.stdout))
