@@ -1,24 +1,9 @@
 """MANet: lung segmentation, classification with mask attention, and heatmaps for chest X-rays."""
 
-from .files.xray import XRay, XRayError, load_xray
-from .networks.registry import create_classifier, create_segmenter, list_models
-from .pipeline import Analysis, Pipeline, Reading
-from .tasks import CLASSES, list_tasks
-from .weights import WeightsError
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CLASSES",
-    "Analysis",
-    "Pipeline",
-    "Reading",
-    "WeightsError",
-    "XRay",
-    "XRayError",
-    "create_classifier",
-    "create_segmenter",
-    "list_models",
-    "list_tasks",
-    "load_xray",
-]
+# A name's module is imported when the name is first used: PyTorch takes seconds, and reading a file does not need it.
+# `__init__.pyi` lists the names.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

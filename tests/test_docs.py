@@ -14,22 +14,22 @@ from train import benchmark, evaluate, evidence, tables
 from train.complexity import last_map
 from ui import benchmark as page_benchmark
 
-README = (ROOT / "README.md").read_text()
-CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def result(name: str) -> dict:
-    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def test_tables_are_drawn_from_the_results():
     figures = evaluate.tables(result("evaluation"))
     assert figures in README and figures in CARD
-    assert (ROOT / "results" / "evaluation.md").read_text() == figures
+    assert (ROOT / "results" / "evaluation.md").read_text(encoding="utf-8") == figures
     assert benchmark.table(result("benchmark")) in README
     headline = evidence.headline(result("evidence"))
     assert headline in README and headline in CARD
-    assert (ROOT / "results" / "evidence.md").read_text() == evidence.markdown(result("evidence"))
+    assert (ROOT / "results" / "evidence.md").read_text(encoding="utf-8") == evidence.markdown(result("evidence"))
 
 
 def carried(run: dict) -> float:
@@ -77,7 +77,7 @@ def test_noise_takes_what_the_model_card_says():
 
 def test_the_papers_tables_are_drawn_from_the_results():
     results = result("paper/results")
-    assert (ROOT / "results" / "paper" / "tables.md").read_text() == tables.markdown(results)
+    assert (ROOT / "results" / "paper" / "tables.md").read_text(encoding="utf-8") == tables.markdown(results)
     assert tables.claims(results) in README
     assert tables.verdicts(results) == results["verdicts"]
 
@@ -127,7 +127,7 @@ def test_commands_and_files_exist(text):
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).exists() or (ROOT / "weights" / link).exists(), link
     for target in set(re.findall(r"make (\w+)", text)) & {"app", "test", "clean"}:
-        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     launch = {option for action in launch_command_parser()._actions for option in action.option_strings}
     for flag in set(re.findall(r"(?<=\s)--[a-z][\w-]+", text)) - (launch if "accelerate launch" in text else set()):
         sources = [
@@ -136,4 +136,4 @@ def test_commands_and_files_exist(text):
             *ROOT.glob("manet_core/__main__.py"),
             ROOT / "app.py",
         ]
-        assert any(f'"{flag}"' in path.read_text() for path in sources), flag
+        assert any(f'"{flag}"' in path.read_text(encoding="utf-8") for path in sources), flag
