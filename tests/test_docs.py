@@ -1,8 +1,9 @@
 """What the documents say is what the commands produced, and the commands they name exist."""
 
-import importlib.util
+import importlib
 import json
 import re
+import sys
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -32,47 +33,67 @@ def test_tables_are_drawn_from_the_results():
     assert (ROOT / "results" / "evidence.md").read_text(encoding="utf-8") == evidence.markdown(result("evidence"))
 
 
-def carried(run: dict) -> float:
-    """Mean share of other hospitals' COVID-19, tuberculosis and adult normals that is called right."""
+def folded(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def span(values, scale=100, digits=0) -> str:
+    """Lowest and highest, as the documents write them."""
+    low, high = (f"{scale * value:.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def external(run: dict) -> float:
+    """Mean sensitivity to COVID-19, tuberculosis and adult normals of other hospitals."""
     groups = ("COVID-19", "tuberculosis", "adult normals")
     return sum(run["external"][group]["all"]["right"]["value"] for group in groups) / 3
 
 
-def test_no_recipe_carries_further_than_the_papers_as_the_readme_says():
-    mean = {name: carried(run) for name, run in result("evidence")["recipes"].items()}
-    reference = mean.pop("paper")
-    assert len(mean) == 5 and max(mean.values()) < reference
-    assert "Five\nrecipes tried to break that" in README and "none carries further than the paper's" in README
+def test_the_recipes_reach_what_the_readme_says():
+    means = {name: external(run) for name, run in result("evidence")["recipes"].items()}
+    paper = means.pop("paper")
+    said = f"their external sensitivity is {span(means.values())} %; the paper's recipe has {100 * paper:.0f} %"
+    assert len(means) == 5 and said in folded(README)
 
 
-def test_the_last_layer_carries_as_much_further_as_the_readme_says(weights):
-    gains, costs = [], []
+def test_refitted_last_layers_gain_and_cost_what_the_readme_says(weights):
+    refitted = re.search("The last layers of (`.*`) were therefore refitted", folded(README))[1].replace("`", "")
+    refitted = re.split(", | and ", refitted)
+    gains, accuracy, covid = [], [], []
     for name, model in result("evidence")["models"].items():
         trained, layer = model["as_trained"], model["last_layer"]
         assert layer == read_manifest(weights)[name].get("last_layer")
-        assert bool(layer) == name.startswith("efficientnet_lite0")
+        assert bool(layer) == (name in refitted)
         if layer:
-            gains.append(100 * (carried(model) - carried(trained)))
-            costs.append(100 * (trained["accuracy"]["value"] - model["test"]["accuracy"]["value"]))
-        else:
-            assert carried(model) == carried(trained)
-    said = f"rises by {min(gains):.0f} to {max(gains):.0f} points, for at most {max(costs):.1f} points of accuracy"
-    assert said in re.sub(r"\s+", " ", README)
+            gains.append(external(model) - external(trained))
+            accuracy.append(model["test"]["accuracy"]["value"] - trained["accuracy"]["value"])
+            before, after = (figures["per_class"]["COVID-19"]["sensitivity"] for figures in (trained, model["test"]))
+            covid.append(after - before)
+    said = (
+        f"This raises that average by {span(gains)} points. On our test split it changes accuracy by "
+        f"{span(accuracy, digits=1)} points and sensitivity to COVID-19 by {span(covid, digits=1)} points."
+    )
+    assert said in folded(README)
 
 
-def test_adults_of_other_hospitals_are_called_what_the_readme_says():
-    assert "about half or more of adults with healthy\nlungs and most with pneumonia are called COVID-19" in README
+def test_adults_of_other_hospitals_are_labelled_covid_as_often_as_the_readme_says():
+    shares = {group: [] for group in ("adult normals", "adult pneumonia")}
     for model in result("evidence")["models"].values():
-        for group, least in (("adult normals", 0.49), ("adult pneumonia", 0.6)):
+        for group, values in shares.items():
             figures = model["external"][group]["all"]
-            assert figures["called"]["COVID-19"] > least * figures["n"]
+            values.append(figures["called"]["COVID-19"] / figures["n"])
+    normals, pneumonia = map(span, shares.values())
+    said = f"label {normals} % of adults with healthy lungs COVID-19, and {pneumonia} % of adults with pneumonia"
+    assert said in folded(README)
 
 
-def test_noise_takes_what_the_model_card_says():
-    assert "takes more than half of its accuracy from every EfficientNet-Lite0" in CARD
-    for name, noisy in result("evidence")["disturbances"]["changes"]["Gaussian noise, σ = 0.05"].items():
-        calm = noisy["value"] - noisy["minus none"]["value"]
-        assert (noisy["value"] < calm / 2) == name.startswith("efficientnet_lite0")
+def test_noise_costs_what_the_model_card_says():
+    noisy = result("evidence")["disturbances"]["changes"]["Gaussian noise, σ = 0.05"]
+    losses = {True: [], False: []}
+    for name, figures in noisy.items():
+        losses[name.startswith("efficientnet_lite0")].append(-figures["minus none"]["value"])
+    said = "lowers the accuracy of the EfficientNet-Lite0 networks by {} points, of the ResNet-34 networks by {}."
+    assert said.format(span(losses[True]), span(losses[False])) in folded(CARD)
 
 
 def test_the_papers_tables_are_drawn_from_the_results():
@@ -82,23 +103,14 @@ def test_the_papers_tables_are_drawn_from_the_results():
     assert tables.verdicts(results) == results["verdicts"]
 
 
-def test_the_readme_tells_how_far_small_pictures_fade_mask_attention():
+def test_mask_attention_vanishes_in_small_pictures_as_the_readme_says():
     net = create_classifier("inception_v3_ma")
     kept = [last_map(net, size) for size in (299, 224, 80)]
     assert "last map keeps {:.2f} at 299 pixels, {:.2f} at 224 and {:.0e} at 80".format(*kept) in README
 
 
-def test_the_pages_figures_keep_the_promises():
-    """A trio: median and 95th percentile from drop to heatmaps; many users at once; an archive; another class."""
-    page = result("page")
-    assert page_benchmark.table(page) in README
-    assert page["3 networks: drop to last heatmap, median, s"] <= 2
-    assert page["3 networks: drop to last heatmap, 95th percentile, s"] <= 4
-    assert page["3 networks: another class, median, s"] <= 0.15
-    assert page["start of the server to the page, median, s"] <= 8
-    assert page["users at once"] == 8 and page["answers"] > 0 and page["wrong or mixed-up answers"] == 0
-    assert page["memory after, MiB"] < 1.1 * page["memory before, MiB"]
-    assert page["of them read"] == page["X-rays in the archive"] == 500 and page["most memory, MiB"] < 2048
+def test_the_pages_figures_are_drawn_from_the_results():
+    assert page_benchmark.table(result("page")) in README
 
 
 def test_manifest_holds_the_same_figures_and_hashes(weights):
@@ -120,20 +132,33 @@ def test_model_card_names_every_network(weights):
         assert f"`{name}`" in CARD or f"`_{name.rsplit('_', 1)[1]}`" in CARD
 
 
+def options(module: str, capsys, monkeypatch) -> set[str]:
+    """All options of `python -m module` and of its verbs, if it has any."""
+    verb = importlib.import_module(f"{module}.__main__" if module == "manet_core" else module)
+    found, subverbs = set(), [[]]
+    while subverbs:
+        subverb = subverbs.pop()
+        monkeypatch.setattr(sys, "argv", [module, *subverb, "--help"])
+        with pytest.raises(SystemExit):
+            verb.main()
+        text = capsys.readouterr().out
+        if not subverb and (verbs := re.search(r"^  \{([\w,]+)\}", text, re.M)):
+            subverbs = [[name] for name in verbs[1].split(",")]
+        found |= set(re.findall(r"--[a-z][\w-]*", text))
+    return found
+
+
 @pytest.mark.parametrize("text", [README, CARD], ids=["README", "MODEL_CARD"])
-def test_commands_and_files_exist(text):
-    for module in set(re.findall(r"python -m ((?:train|ui|manet_core)[\w.]*)", text)):
-        assert importlib.util.find_spec(module), module
+def test_commands_and_files_exist(text, capsys, monkeypatch):
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).exists() or (ROOT / "weights" / link).exists(), link
     for target in set(re.findall(r"make (\w+)", text)) & {"app", "test", "clean"}:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    launch = {option for action in launch_command_parser()._actions for option in action.option_strings}
-    for flag in set(re.findall(r"(?<=\s)--[a-z][\w-]+", text)) - (launch if "accelerate launch" in text else set()):
-        sources = [
-            *ROOT.glob("train/*.py"),
-            ROOT / "ui" / "benchmark.py",
-            *ROOT.glob("manet_core/__main__.py"),
-            ROOT / "app.py",
-        ]
-        assert any(f'"{flag}"' in path.read_text(encoding="utf-8") for path in sources), flag
+    known = set()
+    for module in set(re.findall(r"(?:python|accelerate launch.*?) -m ((?:train|ui|manet_core)[\w.]*)", text)) | {
+        "app"
+    }:
+        known |= options(module, capsys, monkeypatch)
+    if "accelerate launch" in text:
+        known |= {option for action in launch_command_parser()._actions for option in action.option_strings}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) <= known

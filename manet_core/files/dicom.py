@@ -9,7 +9,7 @@ import numpy as np
 
 from .raster import MAX_BYTES, XRayError, check_size, grey
 
-# All that is read of a DICOM header; what it says of the patient is skipped, not read and forgotten.
+# All that is read of a DICOM header; patient data are never read.
 _PIXEL_TAGS = """
     Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept
@@ -32,7 +32,7 @@ def looks_like_dicom(data: bytes) -> bool:
 
 
 def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
-    """Values (H, W) float32 of a DICOM file, lungs dark, and remarks on what its header says against a chest X-ray.
+    """Values (H, W) float32 of a DICOM file, lungs dark, and remarks where its header contradicts a frontal chest X-ray.
 
     Raises:
         XRayError: no picture, several, damaged pixels, or a size out of bounds.
@@ -65,7 +65,7 @@ def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
     shown = _apply_voi(values, dataset)
     if shown.min() == shown.max() and values.min() != values.max() or not np.isfinite(shown).all():
         shown = values
-        remarks.append("The window in the DICOM header leaves nothing to see; the full range of greys is shown.")
+        remarks.append("The window in the DICOM header does not fit the pixels; the full range of greys is shown.")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         np.negative(shown, out=shown)
     if padded is not None:
@@ -187,14 +187,14 @@ def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
 
 
 def _header_remarks(dataset) -> list[str]:
-    """What the header says against a frontal chest radiograph, in fixed sentences."""
+    """Fixed sentences where the header contradicts a frontal chest radiograph."""
     remarks = []
     modality, view, body_part = (str(dataset.get(tag) or "").strip().upper() for tag in _REMARK_TAGS)
     if modality and modality not in ("CR", "DX", "DR", "RG", "XR", "OT", "SC", "RF"):
         name = modality if modality in ("CT", "MR", "US", "MG", "NM", "PT", "XA") else "another modality"
-        remarks.append(f"The DICOM header says {name}, not radiography; MANet knows chest X-rays only.")
+        remarks.append(f"The DICOM header says {name}, not radiography; MANet was trained on chest X-rays only.")
     if view in ("LL", "RL", "LATERAL", "LAT", "LLD", "RLD"):
-        remarks.append("The DICOM header says lateral view; MANet knows frontal views only.")
+        remarks.append("The DICOM header says lateral view; MANet was trained on frontal views only.")
     if body_part and not any(word in body_part for word in ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PORT")):
-        remarks.append("The DICOM header names another body part than the chest; MANet knows chest X-rays only.")
+        remarks.append("The DICOM header names another body part than the chest; MANet was trained on chest X-rays only.")
     return remarks
