@@ -151,7 +151,7 @@ def test_it_installs_as_a_package(tmp_path):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", site, source], check=True)
     assert {path.name for path in site.iterdir() if path.suffix != ".dist-info"} == set(PACKAGES)
     command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, sys.argv[1])\n{INSTALLED}", site]

@@ -32,7 +32,7 @@ def looks_like_dicom(data: bytes) -> bool:
 
 
 def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
-    """Values (H, W) float32 of a DICOM file, lungs dark, and remarks where its header contradicts a frontal chest X-ray.
+    """Values (H, W) float32 of a DICOM file, lungs dark, and remarks where its header says another kind of picture.
 
     Raises:
         XRayError: no picture, several, damaged pixels, or a size out of bounds.
@@ -196,5 +196,5 @@ def _header_remarks(dataset) -> list[str]:
     if view in ("LL", "RL", "LATERAL", "LAT", "LLD", "RLD"):
         remarks.append("The DICOM header says lateral view; MANet was trained on frontal views only.")
     if body_part and not any(word in body_part for word in ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PORT")):
-        remarks.append("The DICOM header names another body part than the chest; MANet was trained on chest X-rays only.")
+        remarks.append("The DICOM header names another body part; MANet was trained on chest X-rays only.")
     return remarks
