@@ -125,10 +125,10 @@ class Pipeline:
     """The networks, loaded once; `analyze` may be called again and again.
 
     Example:
-        >>> from manet_core import CLASSES, Pipeline
+        >>> from manet_core import Pipeline
         >>> from manet_core.phantom import phantom
         >>> pipe = Pipeline.load(models=["efficientnet_lite0_ma"])
-        >>> pipe.analyze(phantom(seed=0)).readings["efficientnet_lite0_ma"].predicted in CLASSES
+        >>> pipe.analyze(phantom(seed=0)).readings["efficientnet_lite0_ma"].predicted in pipe.classes
         True
     """
 

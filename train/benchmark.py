@@ -218,7 +218,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     path = args.out / "benchmark.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    earlier = json.loads(path.read_text()) if path.exists() else {}
     if any(earlier.get(key) != value for key, value in machine.items()):
         earlier = {}  # figures of two machines do not belong into one table
     results = earlier | machine
@@ -228,7 +228,7 @@ def main() -> None:
         results |= benchmark_pipeline(args.weights, args.backbone, args.runs)
         results |= benchmark_mask_attention(args.backbone, args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
     if args.record:
         write_between(Path("README.md"), "benchmark", table(results))

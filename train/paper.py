@@ -74,7 +74,7 @@ def train_quietly(run: argparse.Namespace) -> None:
     """One training in a process of its own; what it prints goes to train.log in its folder."""
     Path(run.out).mkdir(parents=True, exist_ok=True)
     with (
-        (Path(run.out) / "train.log").open("a", encoding="utf-8") as log,
+        (Path(run.out) / "train.log").open("a") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
@@ -127,7 +127,7 @@ def finished_runs(args: argparse.Namespace) -> list[dict]:
         weights = path.with_name("best.safetensors")
         cached = path.with_name(f"test-{sha256(weights)[:12]}.npy")
         accuracy = pd.read_csv(path.with_name("log.csv")).accuracy.to_list()
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        settings = json.loads(path.read_text())["settings"]
         add(split, model, int(trial), settings, partial(trained_network, model, weights), cached, accuracy)
     for model in args.shipped:
         if not any(run["model"] == model and run["split"] == "patient" for run in found):
@@ -208,8 +208,8 @@ def main() -> None:
     results["verdicts"] = tables.verdicts(results)
     for folder in filter(None, (args.out, args.record)):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (folder / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (folder / "tables.md").write_text(tables.markdown(results))
         figures.validation_curves(runs, folder / "fig10.png")
     if args.record:
         write_runs(args.record / "runs.json", runs, tested)

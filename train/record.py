@@ -29,7 +29,7 @@ def fingerprint(tested: pd.DataFrame) -> str:
 def read_runs(path: Path, found: list[dict], tested: dict[str, pd.DataFrame]) -> list[dict]:
     """The recorded runs that are not among `found`; those that were tested on other X-rays are named and left out."""
     known, runs = {tuple(run[key] for key in IDENTITY) for run in found}, []
-    for run in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
+    for run in json.loads(path.read_text()) if path.exists() else []:
         if run.pop("test") != fingerprint(tested[run["split"]]):
             print(f"{path}: {run['model']}, trial {run['trial']}, was tested on other X-rays and is left out")
         elif tuple(run[key] for key in IDENTITY) not in known:
@@ -44,4 +44,4 @@ def write_runs(path: Path, runs: list[dict], tested: dict[str, pd.DataFrame]) ->
         row = {key: run[key] for key in (*IDENTITY, "recipe", "accuracy")}
         row |= {"called": "".join(map(str, run["called"])), "test": fingerprint(tested[run["split"]])}
         lines.append(json.dumps(row))
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")

@@ -152,7 +152,7 @@ def main() -> None:
         raise SystemExit(f"There are no weights of {', '.join(sorted(unknown))}; there are: {', '.join(shipped)}.")
     for name in args.models or shipped:
         entries[name] = refit_network(args, name, entries[name])
-        (args.weights / MANIFEST).write_text(json.dumps({"models": entries}, indent=2) + "\n", encoding="utf-8")
+        (args.weights / MANIFEST).write_text(json.dumps({"models": entries}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
