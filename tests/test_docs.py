@@ -8,8 +8,10 @@ import sys
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
+from PIL import Image
 
 from manet_core import create_classifier
+from manet_core.phantom import phantom
 from manet_core.weights import read_manifest
 from train import benchmark, evaluate, evidence, tables
 from train.complexity import last_map
@@ -130,6 +132,16 @@ def test_temperatures_are_those_of_the_evidence(weights):
 def test_model_card_names_every_network(weights):
     for name in read_manifest(weights):
         assert f"`{name}`" in CARD or f"`_{name.rsplit('_', 1)[1]}`" in CARD
+
+
+def test_the_readmes_python_example_runs(tmp_path, monkeypatch, weights):
+    example = re.search(r"### Python\n+```python\n(.*?)```", README, re.S)[1]
+    Image.fromarray((phantom(256).pixels * 255).astype("uint8")).save(tmp_path / "chest.dcm", "PNG")
+    (tmp_path / "weights").symlink_to(weights, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    assert names["a"].mask.shape == (256, 256)
 
 
 def options(module: str, capsys, monkeypatch) -> set[str]:
