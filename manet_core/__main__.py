@@ -34,7 +34,7 @@ def analyze(args: argparse.Namespace) -> int:
             results.append({"file": str(image)} | analysis.to_dict())
     finally:  # what was read before a Ctrl-C is kept
         part = args.out / "results.json.part"
-        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(results, indent=2) + "\n")
         part.replace(args.out / "results.json")
     if args.json:
         print(json.dumps(results, indent=2))

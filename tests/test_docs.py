@@ -35,6 +35,15 @@ def test_tables_are_drawn_from_the_results():
     assert (ROOT / "results" / "evidence.md").read_text(encoding="utf-8") == evidence.markdown(result("evidence"))
 
 
+def test_the_files_of_the_readme_exist():
+    table = README.split("| file | concept |")[1].split("\n\n")[0]
+    folder = ROOT
+    for name in re.findall(r"`([\w/]+(?:\.py|/))`", table):
+        if "/" in name:
+            folder = ROOT / name if name.endswith("/") else (ROOT / name).parent
+        assert (folder / name).exists() or (ROOT / name).exists(), name
+
+
 def folded(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
