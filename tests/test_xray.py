@@ -19,11 +19,13 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
     RLELossless,
     generate_uid,
 )
@@ -296,6 +298,56 @@ def test_compressed_files_read_as_their_uncompressed_twin(name):
     read(get_testdata_file(name, download=False), twin)
 
 
+def jpeg12(levels: np.ndarray) -> bytes:
+    """A sequential 12-bit JPEG of 8×8 blocks of one grey level each, which it keeps exactly."""
+    bits, before = "", 0
+    for level in levels.ravel():
+        mean = 8 * (int(level) - 2048)
+        step, before = mean - before, mean
+        size = abs(step).bit_length()
+        low = step if step > 0 else step + (1 << size) - 1
+        bits += f"{size:05b}" + (f"{low:0{size}b}" if size else "") + "0"  # no other coefficients
+    bits += "1" * (-len(bits) % 8)
+    body = int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
+
+    def segment(marker, content):
+        return struct.pack(">BBH", 255, marker, len(content) + 2) + content
+
+    def huffman(table, length, symbols):
+        counts = bytes(len(symbols) if bit == length else 0 for bit in range(1, 17))
+        return segment(0xC4, bytes([table]) + counts + bytes(symbols))
+
+    height, width = 8 * levels.shape[0], 8 * levels.shape[1]
+    frame = segment(0xC1, struct.pack(">BHHBBBB", 12, height, width, 1, 1, 0x11, 0))
+    tables = segment(0xDB, b"\0" + b"\1" * 64) + huffman(0, 5, range(17)) + huffman(0x10, 1, [0])
+    return b"\xff\xd8" + frame + tables + segment(0xDA, bytes([1, 1, 0, 0, 63, 0])) + body + b"\xff\xd9"
+
+
+def extended_jpeg(bits: int, levels: np.ndarray, stream: bytes) -> bytes:
+    """A DICOM file in JPEG Extended."""
+    ds = dcmread(io.BytesIO(dicom(np.kron(levels, np.ones((8, 8), np.uint16)), bits=bits)))
+    ds.PixelData, ds["PixelData"].VR = encapsulate([stream]), "OB"
+    ds.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    file = io.BytesIO()
+    ds.save_as(file)
+    return file.getvalue()
+
+
+LEVELS = DEEP[:9, :12]
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_extended_jpeg_keeps_its_twelve_bits(bits):
+    levels = LEVELS >> (12 - bits)
+    read(extended_jpeg(bits, levels, jpeg12(levels)), unit(np.kron(levels, np.ones((8, 8)))))
+
+
+@pytest.mark.parametrize("name", ["JPGExtended.dcm", "JPEG-lossy.dcm"])
+def test_extended_jpeg_of_others(name):
+    x = load_xray(get_testdata_file(name, download=False))
+    assert x.pixels.shape == (1024, 256) and "NM" in x.remarks[0]
+
+
 def test_lossy_colour_jpeg():
     (remark,) = load_xray(get_testdata_file("SC_rgb_jpeg_dcmtk.dcm", download=False)).remarks
     assert "colour" in remark
@@ -506,6 +558,7 @@ REFUSED = {
     "structured report": (lambda: get_testdata_file("test-SR.dcm", download=False), "no picture"),
     "garbage in RLE": (hybrid_rle, "damaged"),
     "JPEG-LS of another size": (lambda: too_many_rows("MR_small_jpeg_ls_lossless.dcm"), "damaged"),  # GDCM aborts
+    "12-bit JPEG cut short": (lambda: extended_jpeg(12, LEVELS, jpeg12(LEVELS)[:150]), "damaged"),
     "JPEG of another size": (lambda: too_many_rows("SC_rgb_jpeg_dcmtk.dcm"), "damaged"),
     "JPEG 2000 of another size": (lambda: too_many_rows("MR_small_jp2klossless.dcm"), "damaged"),
     "NaN": (lambda: tiff(NAN), "NaN"),

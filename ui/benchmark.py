@@ -88,7 +88,7 @@ def served(weights: Path, models: Sequence[str]) -> Iterator[tuple[str, int]]:
 def processor() -> str:
     """What Linux calls the processor, elsewhere its family."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -96,7 +96,7 @@ def processor() -> str:
 
 def memory(pid: int, field: str = "VmRSS") -> float:
     """Resident memory of a process, in MiB: now, or with "VmHWM" the most so far."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
@@ -216,7 +216,7 @@ def main() -> None:
         raise SystemExit("There is no Chromium: apt-get install chromium")
     shipped = tuple(name for name in list_models() if name in read_manifest(args.weights))
     path, machine = args.out / "page.json", f"{os.cpu_count()} CPU cores ({processor()})"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if results.get("machine") != machine:
         results = {"machine": machine}  # figures of two machines do not belong into one table
     films = [png(2000, seed) for seed in tqdm(range(args.drops + 1), "drawing", leave=False)]
@@ -234,7 +234,7 @@ def main() -> None:
                     results |= archive(url, pid, folder, args.files) if args.files else {}
         browser.close()
     args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
     if args.record:
         write_between(ROOT / "README.md", "page", table(results))

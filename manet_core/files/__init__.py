@@ -1,1 +1,1 @@
-"""Reading files: every format, every refusal."""
+"""Reading files: every format, and why a file is refused."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .raster import MAX_BYTES, XRayError, check_size, grey
 
-# All that is read of a DICOM header; what it says of the patient is skipped, not read and forgotten.
+# All that is read of a DICOM header; patient data are never read.
 _PIXEL_TAGS = """
     Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept
@@ -32,7 +32,7 @@ def looks_like_dicom(data: bytes) -> bool:
 
 
 def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
-    """Values (H, W) float32 of a DICOM file, lungs dark, and remarks on what its header says against a chest X-ray.
+    """Values (H, W) float32 of a DICOM file, lungs dark, and remarks where its header says another kind of picture.
 
     Raises:
         XRayError: no picture, several, damaged pixels, or a size out of bounds.
@@ -65,7 +65,7 @@ def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
     shown = _apply_voi(values, dataset)
     if shown.min() == shown.max() and values.min() != values.max() or not np.isfinite(shown).all():
         shown = values
-        remarks.append("The window in the DICOM header leaves nothing to see; the full range of greys is shown.")
+        remarks.append("The window in the DICOM header does not fit the pixels; the full range of greys is shown.")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         np.negative(shown, out=shown)
     if padded is not None:
@@ -95,9 +95,13 @@ def _read_dataset(data: bytes):
     return dataset
 
 
+# GDCM decodes 12-bit JPEG Extended, but pydicom refuses to ask it by that name; both JPEGs are one codec there.
 _DECODE_APART = """
 import io, sys, numpy, pydicom
-numpy.save(sys.stdout.buffer, pydicom.pixels.pixel_array(io.BytesIO(sys.stdin.buffer.read())))
+dataset = pydicom.dcmread(io.BytesIO(sys.stdin.buffer.read()), force=True)
+if dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGExtended12Bit:
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+numpy.save(sys.stdout.buffer, pydicom.pixels.pixel_array(dataset, decoding_plugin="gdcm"))
 """
 
 
@@ -111,7 +115,8 @@ def _decode_pixels(dataset, data: bytes) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless):
+    only_gdcm = (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless)
+    if syntax in only_gdcm or syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
         command = [sys.executable, "-P", "-c", _DECODE_APART]
         child = subprocess.run(command, input=data, capture_output=True, check=True, timeout=60)
         return np.load(io.BytesIO(child.stdout))
@@ -182,14 +187,14 @@ def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
 
 
 def _header_remarks(dataset) -> list[str]:
-    """What the header says against a frontal chest radiograph, in fixed sentences."""
+    """Fixed sentences where the header contradicts a frontal chest radiograph."""
     remarks = []
     modality, view, body_part = (str(dataset.get(tag) or "").strip().upper() for tag in _REMARK_TAGS)
     if modality and modality not in ("CR", "DX", "DR", "RG", "XR", "OT", "SC", "RF"):
         name = modality if modality in ("CT", "MR", "US", "MG", "NM", "PT", "XA") else "another modality"
-        remarks.append(f"The DICOM header says {name}, not radiography; MANet knows chest X-rays only.")
+        remarks.append(f"The DICOM header says {name}, not radiography; MANet was trained on chest X-rays only.")
     if view in ("LL", "RL", "LATERAL", "LAT", "LLD", "RLD"):
-        remarks.append("The DICOM header says lateral view; MANet knows frontal views only.")
+        remarks.append("The DICOM header says lateral view; MANet was trained on frontal views only.")
     if body_part and not any(word in body_part for word in ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PORT")):
-        remarks.append("The DICOM header names another body part than the chest; MANet knows chest X-rays only.")
+        remarks.append("The DICOM header names another body part; MANet was trained on chest X-rays only.")
     return remarks

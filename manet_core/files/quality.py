@@ -1,4 +1,4 @@
-"""What a picture says against itself, before any network has seen it."""
+"""Checks of the pixels alone, before any network: constant pictures and noise."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from ..preprocess import resize
 
 
 def picture_warnings(pixels: np.ndarray) -> list[str]:
-    """Plain sentences where a picture (H, W) in [0, 1] cannot be a radiograph: constant, or noise."""
+    """Sentences where a picture (H, W) in [0, 1] cannot be a radiograph: it is constant, or noise."""
     if pixels.max() - pixels.min() < 1e-6:
-        return ["The picture is one even shade; this is no X-ray."]
+        return ["The picture has one grey level only; this is no X-ray."]
     small = resize(pixels, 128)
     deviation = small.std()
     if deviation < 0.02:

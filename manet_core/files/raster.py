@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF, BMP and WebP to an array, and what every decoder shares: sizes, greys, refusals."""
+"""PNG, JPEG, TIFF, BMP and WebP to an array, and what every decoder shares: size limits, grey levels, errors."""
 
 import io
 import sys

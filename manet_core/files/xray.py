@@ -1,8 +1,8 @@
 """Bytes to `XRay`: the one way in, for image files and DICOM alike.
 
-Everything that cannot be one picture ends in an `XRayError` whose one sentence
-says what to do. Nothing of the file but its pixels and a few fixed remarks is
-kept: no name, no date, no patient, neither in errors nor in warnings or logs.
+Whatever is not one picture raises an `XRayError` with one sentence that says
+what to do. Only the pixels and a few fixed remarks are kept of a file: no
+patient data, neither in errors nor in warnings or logs.
 """
 
 import logging
@@ -30,7 +30,7 @@ class XRay:
 
     Attributes:
         pixels: (H, W) float32 from 0 to 1, stretched to the full range, lungs dark as on film.
-        remarks: plain sentences about the file that a reader of the result should know.
+        remarks: sentences about the file that a reader of the result should know.
     """
 
     pixels: np.ndarray
@@ -43,8 +43,8 @@ def load_xray(source: str | os.PathLike | bytes | BinaryIO) -> XRay:
     PNG and TIFF (8 and 16 bit; grey, colour, palette, with alpha over black),
     JPEG, BMP, WebP (EXIF rotation applied) and single-frame DICOM (modality
     LUT or rescale, VOI LUT or window, then MONOCHROME1 inverted; compressed
-    syntaxes too). Bit depth leaves no trace: the darkest pixel becomes 0 and
-    the brightest 1; a picture of one even shade becomes all 0.
+    syntaxes too). The darkest pixel becomes 0 and the brightest 1,
+    whatever the bit depth; a constant picture becomes all 0.
 
     Raises:
         XRayError: anything that is not one readable picture of at least 64×64
