@@ -13,7 +13,7 @@ from .explain import get_explainer
 from .networks.registry import human_name
 from .pipeline import DISCLAIMER, Analysis, Reading
 from .preprocess import resize
-from .tasks import MANET, Task, get_task
+from .tasks import Task, get_task
 
 COLOUR_MAP = "inferno"  # perceptually uniform and safe for colour-blind readers
 _SIDE = 512  # pixels; a report is for looking, not for measuring
@@ -25,16 +25,9 @@ _LINE = 0.0105  # height of a line of small print, as a share of the page
 
 def limits(tasks: Iterable[str]) -> str:
     """What a reader must know before believing networks that were asked these tasks."""
-    return " ".join(
-        [
-            *(get_task(task).limits for task in tasks),
-            "The training X-rays tie each class to its source: a high number may be reading the patient's age or the "
-            "hospital. A heatmap shows where a network looked, not whether it was right.",
-        ]
-    )
-
-
-LIMITS = limits([MANET.name])
+    tasks = [get_task(name) for name in tasks]
+    said = [*(task.limits for task in tasks), *(task.sources for task in tasks if task.sources)]
+    return " ".join([*said, "A heatmap shows where a network looked, not whether it was right."])
 
 
 def save_report(

@@ -37,8 +37,8 @@ def test_networks_of_many_tasks_share_a_page(many_tasks, tmp_path):
     save_report(pipe.analyze(phantom(128)), path, hashes=pipe.hashes)
     assert path.read_bytes().count(b"/Type /Page ") + path.read_bytes().count(b"/Type /Page\n") == 1
     said = limits(["manet", "nih14"])
-    assert "five probabilities" in said and "14" not in said and "do not sum to 100%" in said
-    assert "A heatmap shows" in limits([]) and "five" not in limits([])
+    assert "five probabilities" in said and "come from children" in said and "do not sum to 100%" in said
+    assert limits([]).startswith("A heatmap shows")
 
 
 def test_a_page_without_heatmaps(many_tasks, tmp_path):
