@@ -120,7 +120,7 @@ def _overview(task: Task, measured: dict[str, dict], controls: dict) -> str:
 def _external(found: dict, groups: dict) -> list[str]:
     """A cell for each group of external X-rays, empty where the network was not measured on it."""
     parts = [found.get("external", {}).get(group, {}).get("all") for group in groups]
-    return ["" if part is None else _percent(part.get("sensitivity", part.get("right"))) for part in parts]
+    return ["" if part is None else _percent(part["sensitivity"]) for part in parts]
 
 
 def _findings(measured: dict[str, dict]) -> str:
