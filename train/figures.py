@@ -9,7 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from manet_core import CLASSES
-from manet_core.explain.gradcam import grad_cam, scale_maps
+from manet_core.explain import DEFAULT, get_explainer
+from manet_core.explain.gradcam import scale_maps
 from manet_core.networks.registry import split_name
 from manet_core.report import COLOUR_MAP
 from manet_core.tasks import MANET
@@ -74,7 +75,7 @@ def _heatmap_grid(path: Path, runs: list[dict]) -> Path:
             image, mask, _ = dataset[item]
             with torch.inference_mode():
                 features = net.forward_features(image[None], mask[None])
-            logits, maps = grad_cam(net, features)
+            logits, maps = get_explainer(DEFAULT).function(net, image[None], mask[None], features)
             axes.imshow(image[0], cmap="gray")
             axes.imshow(scale_maps(maps, run["recipe"].size)[label], cmap=COLOUR_MAP, alpha=0.45)
             axes.set_title(f"{run['model']}: {logits.softmax(0)[label]:.0%}", fontsize=8)

@@ -6,7 +6,8 @@ from torch import nn
 from tqdm import tqdm
 
 from manet_core import create_classifier
-from manet_core.explain.gradcam import grad_cam, scale_maps
+from manet_core.explain import DEFAULT, get_explainer
+from manet_core.explain.gradcam import scale_maps
 from manet_core.networks.registry import split_name
 from manet_core.tasks import get_task
 
@@ -27,9 +28,10 @@ As random: correlation with the heatmap of the same architecture with random wei
 def heatmap(net: nn.Module, image: torch.Tensor, mask: torch.Tensor, label: int) -> np.ndarray:
     """Grad-CAM of class `label` for one item (1, S, S) of a data set: (S, S) float32 in [0, 1]."""
     device = next(net.parameters()).device
+    image, mask = image[None].to(device), mask[None].to(device)
     with torch.inference_mode():
-        features = net.forward_features(image[None].to(device), mask[None].to(device))
-    _, maps = grad_cam(net, features)
+        features = net.forward_features(image, mask)
+    _, maps = get_explainer(DEFAULT).function(net, image, mask, features)
     return scale_maps(maps, image.shape[-1])[label]
 
 
