@@ -357,23 +357,29 @@ def _shown(html: str) -> str:
 
 
 def test_models_page_shows_the_repositorys_figures_and_no_others(weights):
-    html = models_page(weights, weights.parent / "results")
-    _well_formed(html)
-    evidence = json.loads((weights.parent / "results" / "evidence.json").read_text())
-    for found in evidence["models"].values():
-        value, low, high = (100 * found["test"]["accuracy"][key] for key in ("value", "low", "high"))
-        assert f"{value:.0f} ({low:.0f}–{high:.0f})" in _shown(html)
-        assert f"temperature {found['calibration']['temperature']:.2f}" in html
-        for row in found["test"]["confusion"]:
-            assert " ".join(map(str, row)) in _shown(html)
-    layers = [entry["last_layer"] for entry in read_manifest(weights).values() if "last_layer" in entry]
-    assert layers and _shown(html).count("after training, last layer") == len(layers)
-    for layer in layers:
-        assert f"logits lowered by Normal {layer['margins']['Normal']:.1f}" in html and layer["sha256"][:16] in html
+    sets = {path: results_of(path) / "evidence.json" for path in weights.glob("*.json")}
+    sets = {path: evidence for path, evidence in sets.items() if evidence.is_file()}
+    assert sets
+    for manifest, path in sets.items():
+        html = models_page(manifest, path.parent)
+        _well_formed(html)
+        for found in json.loads(path.read_text(encoding="utf-8"))["models"].values():
+            if "test" not in found:
+                continue
+            value, low, high = (100 * found["test"]["accuracy"][key] for key in ("value", "low", "high"))
+            assert f"{value:.0f} ({low:.0f}–{high:.0f})" in _shown(html)
+            assert f"temperature {found['calibration']['temperature']:.2f}" in html
+            for row in found["test"]["confusion"]:
+                assert " ".join(map(str, row)) in _shown(html)
+        layers = [entry["last_layer"] for entry in read_manifest(manifest).values() if "last_layer" in entry]
+        assert _shown(html).count("after training, last layer") == len(layers)
+        for layer in layers:
+            assert f"logits lowered by Normal {layer['margins']['Normal']:.1f}" in html
+            assert layer["sha256"][:16] in html
 
 
 def test_models_page_keeps_silent_on_weights_that_were_not_measured(random_weights, weights, tmp_path):
-    html = models_page(random_weights, weights.parent / "results")
+    html = models_page(random_weights, results_of(weights))
     _well_formed(html)
     assert "Nothing has been measured of these weights" in html and html.count("not measured</summary>") == 3
     assert "missing" in models_page(tmp_path, tmp_path)

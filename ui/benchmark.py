@@ -149,7 +149,7 @@ def many_users(url: str, pid: int, folder: Path, users: int, seconds: float) -> 
         path = folder / f"user{number}.png"
         path.write_bytes(png(size, number))
         client, answers, wrong, first = Client(url, verbose=False), 0, 0, None
-        while time.monotonic() < end:
+        while answers == 0 or time.monotonic() < end:
             found = client.predict(handle_file(path), api_name="/analyze")
             first = first or found
             answers, wrong = answers + 1, wrong + (found != first or found["height"] != size)
