@@ -19,7 +19,7 @@ from .files.quality import picture_warnings
 from .files.xray import XRay
 from .lungs import Lungs, mask_warnings, predict_lungs, sides
 from .networks.registry import list_models
-from .preprocess import WHOLE, Box, crop, lung_box, network_input, paste, resize
+from .preprocess import WHOLE, Box, View, network_input, paste, resize
 from .tasks import get_task, list_tasks
 from .weights import SEGMENT, WeightsError, fingerprint, load_network, read_manifest, task_of, temperature_of
 
@@ -187,7 +187,7 @@ class Analysis:
 
 
 @dataclass(frozen=True)
-class _View:
+class _Shown:
     """What a classifier is shown: (1, S, S) float32 in [−1, 1], the mask of both lungs and of each, (S, S) bool."""
 
     seen: np.ndarray
@@ -204,8 +204,9 @@ class Pipeline:
         >>> from manet_core import Pipeline
         >>> from manet_core.phantom import phantom
         >>> pipe = Pipeline.load(models=["efficientnet_lite0_ma"])
-        >>> pipe.analyze(phantom(seed=0)).readings["efficientnet_lite0_ma"].predicted
-        'Normal'
+        >>> reading = pipe.analyze(phantom(seed=0)).readings["efficientnet_lite0_ma"]
+        >>> round(sum(reading.probabilities.values()), 6)
+        1.0
     """
 
     def __init__(
@@ -337,16 +338,14 @@ class Pipeline:
                 predict_lungs(self.segmenter, [x.pixels for x, own in zip(xrays, lungs) if own is None], size)
             )
         lungs = [next(predicted) if own is None else own for own in lungs]
-        views = {}  # by preprocessing: most classifiers share one
+        shown = {}  # by view: most classifiers share one
         readings = [{} for _ in xrays]
         for done, name in enumerate(names):
-            preprocessing = self.entries[name]["preprocessing"]
-            size = preprocessing["size"]
-            key = size, preprocessing.get("working") or size, preprocessing.get("crop")
-            if key not in views:
-                views[key] = [_view(x.pixels, own, *key, sees) for x, own in zip(xrays, lungs)]
+            view = View.of(self.entries[name]["preprocessing"])
+            if view not in shown:
+                shown[view] = [_shown(x.pixels, own, view, sees) for x, own in zip(xrays, lungs)]
             watcher = progress and (lambda share, done=done: progress(done + share, len(names)))
-            for found, reading in zip(readings, self._read(name, views[key], explainer, watcher)):
+            for found, reading in zip(readings, self._read(name, shown[view], explainer, watcher)):
                 found[name] = reading
             if progress:
                 progress(done + 1, len(names))
@@ -362,7 +361,7 @@ class Pipeline:
         return analyses
 
     def _read(
-        self, name: str, views: list[_View], explainer: Explainer | None, watcher: Callable[[float], None] | None
+        self, name: str, views: list[_Shown], explainer: Explainer | None, watcher: Callable[[float], None] | None
     ) -> Iterator[Reading]:
         """The readings of one network, which sees all views at once."""
         net, entry = self.classifiers[name], self.entries[name]
@@ -389,34 +388,33 @@ def _classifiers(entries: dict[str, dict]) -> list[str]:
     return sorted(names, key=lambda name: order.get(entries[name]["network"]["name"], len(order)))
 
 
-def _view(pixels: np.ndarray, lungs: Lungs, size: int, working: int, margin: float | None, sees: str) -> _View:
-    """An X-ray as a classifier is shown it: the whole of it, or with a `margin` the lungs' box alone."""
-    if margin is None:
-        picture, mask = resize(pixels, size), lungs.at(size)
-        right, left = sides(mask)
-        box = WHOLE
-    else:
-        mask = lungs.at(working)
-        box = lung_box(mask, margin)
-        picture = crop(resize(pixels, working), box, size)
-        of_right, of_left = (crop(side.astype(np.float32), box, size) for side in sides(mask))
-        mask = crop(mask.astype(np.float32), box, size) > 0.5
-        right = mask & (of_right >= of_left)
-        left = mask & ~right
-    return _View(network_input(picture, mask, sees, np.random.default_rng(0)), mask, right, left, box)
+def _shown(pixels: np.ndarray, lungs: Lungs, view: View, sees: str) -> _Shown:
+    """An X-ray as a classifier is shown it."""
+    whole = lungs.at(view.working)
+    box = view.box(whole)
+    picture = view.cut(resize(pixels, view.working), box)
+    of_right, of_left = (view.cut(side.astype(np.float32), box) for side in sides(whole))
+    mask = view.cut(whole.astype(np.float32), box) > 0.5
+    right = mask & (of_right >= of_left)
+    return _Shown(network_input(picture, mask, sees, np.random.default_rng(0)), mask, right, mask & ~right, box)
 
 
 def _reading(
-    name: str, entry: dict, view: _View, logits: torch.Tensor, native: tuple[int, int], maps: torch.Tensor | None = None
+    name: str,
+    entry: dict,
+    shown: _Shown,
+    logits: torch.Tensor,
+    native: tuple[int, int],
+    maps: torch.Tensor | None = None,
 ) -> Reading:
     task = task_of(name, entry)
     logits = logits.double() / temperature_of(name, entry)  # fitted on the validation split
     probabilities = (logits.softmax(0) if task.exclusive else logits.sigmoid()).tolist()
     found = {"heatmaps": [], "peaks": [], "in_lung": [], "in_sides": []}
     if maps is not None:
-        heatmaps = scale_maps(maps, len(view.mask))
+        heatmaps = scale_maps(maps, len(shown.mask))
         mass = np.maximum(heatmaps.sum((1, 2)), 1e-7)
-        right, left = ((heatmaps * side).sum((1, 2)) / mass for side in (view.right, view.left))
+        right, left = ((heatmaps * side).sum((1, 2)) / mass for side in (shown.right, shown.left))
         found = {
             "heatmaps": heatmaps,
             "peaks": maps.amax((1, 2)).tolist(),
@@ -428,6 +426,6 @@ def _reading(
         predicted=task.classes[int(np.argmax(probabilities))],
         native=tuple(native),
         task=task.name,
-        box=view.box,
+        box=shown.box,
         **{key: dict(zip(task.classes, values)) for key, values in found.items()},
     )

@@ -1,5 +1,7 @@
 """The few array operations that training and inference must do alike."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -110,3 +112,32 @@ def _pixels(box: Box, shape: tuple[int, int]) -> tuple[int, int, int, int]:
     top, left, bottom, right = np.rint(np.multiply(box, (*shape, *shape))).astype(int)
     top, left = min(top, shape[0] - 1), min(left, shape[1] - 1)
     return top, left, max(bottom, top + 1), max(right, left + 1)
+
+
+@dataclass(frozen=True)
+class View:
+    """How an X-ray becomes a classifier's square input.
+
+    Attributes:
+        size: side of the input, pixels.
+        working: side to which the whole X-ray is brought first.
+        crop: rim around the lungs' box that is cut out of that, as a share of the box's sides; None: the whole X-ray
+            is shown.
+    """
+
+    size: int
+    working: int
+    crop: float | None = None
+
+    @classmethod
+    def of(cls, settings: dict) -> "View":
+        """The view that a manifest entry's `preprocessing`, or a recipe's settings, ask for."""
+        return cls(settings["size"], settings.get("working") or settings["size"], settings.get("crop"))
+
+    def box(self, mask: np.ndarray) -> Box:
+        """What is shown of an X-ray with this mask (working, working) bool."""
+        return WHOLE if self.crop is None else lung_box(mask, self.crop)
+
+    def cut(self, picture: np.ndarray, box: Box) -> np.ndarray:
+        """What lies in the box of a picture (working, working) float32, at (size, size)."""
+        return picture if self.crop is None else crop(picture, box, self.size)

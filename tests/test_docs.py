@@ -55,13 +55,14 @@ def external(run: dict) -> float:
 
 
 def test_refitted_last_layers_gain_and_cost_what_the_documents_say(weights):
-    refitted = re.search("The last layers of (`.*`) were therefore refitted", folded(README))[1].replace("`", "")
+    refitted = re.search("The last layers of their (`.*?`) were refitted", folded(README))[1].replace("`", "")
+    card = (weights / "paper-composition.md").read_text(encoding="utf-8")
     gains, costs = [], {}
-    for name, model in result("evidence")["models"].items():
+    for name, model in result("paper-composition/evidence")["models"].items():
         if "as_trained" not in model:
             continue
         trained, layer = model["as_trained"], model["last_layer"]
-        assert layer == read_manifest(weights)[name].get("last_layer")
+        assert layer == read_manifest(weights / "paper-composition.json")[name].get("last_layer")
         assert bool(layer) == (name in re.split(", | and ", refitted))
         if layer:
             gains.append(100 * (external(model) - external(trained)))
@@ -70,7 +71,19 @@ def test_refitted_last_layers_gain_and_cost_what_the_documents_say(weights):
             costs[attention] = f"{before:.0f} → {after:.0f} % ({attention})"
     assert f"rises by {min(gains):.0f} to {max(gains):.0f} points" in folded(README)
     said = "{plain}, {MA} and {CBAM}".format(**costs)
-    assert said in folded(README) and said in folded(CARD)
+    assert said in folded(README) and said in folded(card)
+
+
+def test_the_paper_compositions_external_figures_are_those_of_its_evidence():
+    models = result("paper-composition/evidence")["models"].values()
+
+    def spread(group: str) -> str:
+        values = [100 * model["external"][group]["all"]["sensitivity"]["value"] for model in models]
+        return f"{min(values):.0f} to {max(values):.0f} %"
+
+    assert f"find external COVID-19 ({spread('COVID-19')})" in folded(README)
+    said = f"normal in {spread('adult normals')} and adult pneumonia in {spread('adult pneumonia')}"
+    assert said in folded(README)
 
 
 def test_the_papers_tables_are_drawn_from_the_results():
@@ -90,8 +103,9 @@ def test_the_pages_figures_are_drawn_from_the_results():
     assert page_benchmark.table(result("page")) in README
 
 
-def test_manifest_holds_the_same_figures_and_hashes(weights):
-    results, entries = result("evaluation"), read_manifest(weights)
+@pytest.mark.parametrize("name", ["", "paper-composition", "nih14"])
+def test_manifest_holds_the_same_figures_and_hashes(weights, name):
+    results, entries = result(f"{name}/evaluation"), read_manifest(weights / f"{name or 'manifest'}.json")
     assert entries["resunet"]["figures"]["test"] == results["segmentation"]
     classifiers = results["classification"] | results["findings"]
     assert entries.keys() - {"resunet"} == classifiers.keys()
@@ -99,10 +113,11 @@ def test_manifest_holds_the_same_figures_and_hashes(weights):
         assert entries[name]["figures"]["test"] == figures
 
 
-def test_temperatures_are_those_of_the_evidence(weights):
-    entries = read_manifest(weights)
-    for name, figures in result("evidence")["models"].items():
-        assert entries[name]["temperature"] == figures["calibration"]["temperature"]
+@pytest.mark.parametrize("name", ["", "paper-composition"])
+def test_temperatures_are_those_of_the_evidence(weights, name):
+    entries = read_manifest(weights / f"{name or 'manifest'}.json")
+    for model, figures in result(f"{name}/evidence")["models"].items():
+        assert entries[model]["temperature"] == figures["calibration"]["temperature"]
 
 
 def test_model_card_names_every_network(weights):

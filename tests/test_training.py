@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from manet_core import CLASSES, Pipeline, create_classifier, load_xray
 from manet_core.lungs import Lungs
-from manet_core.preprocess import crop, lung_box, network_input, resize, to_unit_range
+from manet_core.preprocess import View, crop, lung_box, network_input, resize, to_unit_range
 from manet_core.tasks import MANET, NIH14
 from manet_core.weights import read_manifest
 from train import broad, classify, data, engine, evaluate, export, segment
@@ -28,7 +28,6 @@ from train.data import (
     LungPictures,
     Pictures,
     RawPictures,
-    View,
     draw_weights,
     predicted_lungs,
     read_index,
@@ -494,11 +493,12 @@ def test_a_view_cuts_out_the_lungs(rng):
     assert lung_box(np.zeros((4, 4), bool), 0.1) == (0, 0, 1, 1)
     picture = rng.random((40, 50)).astype(np.float32)
     assert np.array_equal(crop(picture, lung_box(mask, 0.1), 24), picture[8:32, 3:27])
+    view = View(20, 50, 0.0)
     square = np.pad(mask, ((0, 10), (0, 0)))
-    image, lungs = View(20, 50, 0.0).of_lungs(np.pad(picture, ((0, 10), (0, 0))), square)
-    assert lungs.all() and np.array_equal(image, picture[10:30, 5:25])
+    box = view.box(square)
+    assert np.array_equal(view.cut(np.pad(picture, ((0, 10), (0, 0))), box), picture[10:30, 5:25])
     whole = View.of({"size": 50})
-    assert whole.of_lungs(picture, mask)[0] is picture and whole.box(mask) == (0, 0, 1, 1)
+    assert whole.cut(picture, whole.box(mask)) is picture and whole.box(mask) == (0, 0, 1, 1)
 
 
 def broad_batch(phantoms, cache, n=16, size=64):

@@ -8,7 +8,6 @@ to it or absolute; see `train.prepare`). Pictures are decoded once, by the same
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from manet_core import CLASSES, load_xray
 from manet_core.lungs import predict_lungs
-from manet_core.preprocess import crop, lung_box, network_input, resize, to_unit_range
+from manet_core.preprocess import View, network_input, resize, to_unit_range
 from manet_core.tasks import MANET, Task
 from manet_core.weights import load_network, read_manifest
 
@@ -172,38 +171,6 @@ def draw_weights(
     return torch.tensor(weights.tolist())
 
 
-@dataclass(frozen=True)
-class View:
-    """How an X-ray becomes a classifier's square input.
-
-    Attributes:
-        size: side of the input, pixels.
-        working: side to which the whole X-ray is brought first.
-        crop: rim around the lungs' box that is cut out of that; None: the whole X-ray is shown.
-    """
-
-    size: int
-    working: int
-    crop: float | None = None
-
-    @classmethod
-    def of(cls, settings: "dict | Recipe") -> "View":
-        """The view of a recipe, or of a manifest entry's `preprocessing`."""
-        known = settings if isinstance(settings, dict) else vars(settings)
-        return cls(known["size"], known.get("working") or known["size"], known.get("crop"))
-
-    def box(self, mask: np.ndarray) -> tuple[float, float, float, float]:
-        """What is shown of an X-ray with this mask (W, W), as shares of its sides."""
-        return (0.0, 0.0, 1.0, 1.0) if self.crop is None else lung_box(mask, self.crop)
-
-    def of_lungs(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Image and mask at `working`, float32 in [0, 1] and bool, to those at `size`."""
-        if self.crop is None:
-            return image, mask
-        box = self.box(mask)
-        return crop(image, box, self.size), crop(mask.astype(np.float32), box, self.size) > 0.5
-
-
 class LungPictures(Dataset):
     """Items for one epoch after another; set the attribute `epoch` before each.
 
@@ -274,7 +241,8 @@ class LungPictures(Dataset):
         if self.task == "segment":
             return torch.from_numpy(to_unit_range(image))[None], torch.from_numpy(mask.astype(np.float32))[None]
         rng = np.random.default_rng((self.seed, self.epoch, item))
-        image, mask = self.view.of_lungs(image, mask > 0)
+        box = self.view.box(mask > 0)
+        image, mask = self.view.cut(image, box), self.view.cut(mask.astype(np.float32), box) > 0.5
         seen = network_input(image, mask, self.sees, rng)
         return torch.from_numpy(seen)[None], torch.from_numpy(mask.astype(np.float32))[None], self.targets[item]
 
@@ -308,7 +276,7 @@ class RawPictures(Dataset):
 
 def lung_pictures(recipe: Recipe, run: Run, *splits: str, task: Task, augment=None) -> LungPictures:
     """The classification data set of `splits`, as `recipe` has it shown."""
-    view = View.of(recipe)
+    view = View.of(vars(recipe))
     pictures = Pictures(run.data, view.working, run.cache)
     if recipe.split == "image":
         pictures.index = split_by_image(pictures.index)

@@ -25,11 +25,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from manet_core import list_models
+from manet_core.preprocess import View
 from manet_core.tasks import get_task
 from manet_core.weights import load_network, read_manifest, sha256, write_manifest
 
 from . import run_verb
-from .data import LungPictures, Pictures, View, predicted_lungs
+from .data import LungPictures, Pictures, predicted_lungs
 from .measures.calibration import fit_temperature, spare_margins
 from .measures.study import last_layer, options, read_out
 

@@ -10,9 +10,8 @@ from tqdm import tqdm
 
 from manet_core import Pipeline
 from manet_core.files.xray import XRay
-from manet_core.preprocess import resize
+from manet_core.preprocess import View, resize
 
-from ..data import View
 from .markdown import code, percent, table
 from .statistics import bootstrap_weights, mean
 from .study import SPLITS, NotMeasured, Study

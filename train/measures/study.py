@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from manet_core import create_classifier, list_models
+from manet_core.preprocess import View
 from manet_core.tasks import Task, get_task
 from manet_core.weights import MANIFEST, fingerprint, load_network, manifest_path, read_manifest, sha256
 
-from ..data import LungPictures, Pictures, View, predicted_lungs
+from ..data import LungPictures, Pictures, predicted_lungs
 from ..recipe import Recipe
 from .calibration import fit_temperature
 
