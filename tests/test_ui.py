@@ -14,7 +14,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier
+from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier, preprocess
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
 from manet_core.tasks import get_task
@@ -586,8 +586,7 @@ def test_what_is_no_drawn_mask_is_none(url):
 
 def test_grid_has_a_row_an_attention_and_a_column_a_class(readings):
     analysis = _analysis({name: readings[name] for name in ("resnet34_ma", "resnet34_cbam")})
-    lungs, box = analysis.segmentation, (0.0, 0.0, 1.0, 1.0)
-    seen, inside = teach.shown_input(analysis.original, lungs, box, 64, "outside")
+    seen, inside = teach.shown_input(analysis.original, analysis.segmentation, preprocess.View(128, 128), "outside")
     html = teach.grid(analysis, dict.fromkeys(analysis.readings, seen), "outside", random=True)
     _well_formed(html)
     assert re.findall(r'<th scope="row">([^<]+)', html) == ["mask attention (MA)", "CBAM"]
@@ -617,8 +616,8 @@ def test_the_input_that_is_shown_is_what_the_network_gets(many_tasks):
         networks.again(film, ["resnet34_ma"])
     finally:
         del net.forward_features
-    box = film.analysis.readings["resnet34_ma"].box
-    image, mask = teach.shown_input(networks.input_of(film, "resnet34_ma"), lungs, box, 64, "lungs")
+    picture, view = networks.input_of(film, "resnet34_ma"), networks.view("resnet34_ma")
+    image, mask = teach.shown_input(picture, lungs, view, "lungs")
     assert np.array_equal(image, got[0][0][0, 0].numpy()) and np.array_equal(mask, got[0][1][0, 0].numpy() > 0.5)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from manet_core import Analysis, Pipeline, XRay, create_classifier
 from manet_core.explain import DEFAULT, get_explainer
-from manet_core.preprocess import resize
+from manet_core.preprocess import View, resize
 from manet_core.weights import MANIFEST, task_of
 
 from .render import fit
@@ -91,13 +91,17 @@ class Networks:
 
     def keep(self, x: XRay, analysis: Analysis) -> Film:
         """What a page needs of an X-ray and its analysis from now on."""
-        sides = {_side(self.get().entries[name]) for name in analysis.readings}
+        sides = {self.view(name).working for name in analysis.readings}
         small = resize(x.pixels, fit(x.pixels.shape, KEEP_SIDE))
         return Film(replace(analysis, original=small), {side: resize(x.pixels, side) for side in sides})
 
+    def view(self, name: str) -> View:
+        """How an X-ray becomes the input of the network `name`."""
+        return View.of(self.get().entries[name]["preprocessing"])
+
     def input_of(self, film: Film, name: str) -> np.ndarray:
         """A kept film at the size to which the network `name` brings it."""
-        return film.inputs[_side(self.get().entries[name])]
+        return film.inputs[self.view(name).working]
 
     def again(
         self,
@@ -165,9 +169,3 @@ class Networks:
 def _random_network(name: str, entry: dict) -> torch.nn.Module:
     options = dict(entry["network"])
     return create_classifier(options.pop("name"), num_classes=len(task_of(name, entry).classes), **options)
-
-
-def _side(entry: dict) -> int:
-    """The size to which a network first brings a picture."""
-    preprocessing = entry["preprocessing"]
-    return preprocessing["size"] if preprocessing.get("crop") is None else preprocessing["working"]

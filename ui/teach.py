@@ -16,7 +16,7 @@ from PIL import Image
 from manet_core import Analysis, Reading
 from manet_core.explain import get_explainer
 from manet_core.lungs import Lungs
-from manet_core.preprocess import Box, crop, network_input, resize
+from manet_core.preprocess import View, network_input, resize
 from manet_core.tasks import get_task
 
 from .networks import COMPARISONS, Film, Networks
@@ -127,21 +127,22 @@ def groups(analysis: Analysis) -> dict[str, list[str]]:
     return found
 
 
-def shown_input(picture: np.ndarray, lungs: Lungs, box: Box, size: int, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a network was shown of a picture (S, S) in [0, 1], and the mask that went with it.
+def shown_input(picture: np.ndarray, lungs: Lungs, view: View, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a network was shown of a picture, and the mask that went with it.
 
     Args:
-        picture: the X-ray at the size to which the network first brings it.
+        picture: the X-ray at (view.working, view.working), in [0, 1].
         lungs: the mask.
-        box: the part of the X-ray that the network was shown.
-        size: the network's input size.
+        view: how the network is shown it.
         what: the lungs or something else, of `INPUTS`.
 
     Returns:
-        (size, size) float32 in [−1, 1], and (size, size) bool.
+        (S, S) float32 in [−1, 1], and (S, S) bool.
     """
-    mask = crop(lungs.at(picture.shape).astype(np.float32), box, size) > 0.5
-    return network_input(crop(picture, box, size), mask, what, np.random.default_rng(0)), mask
+    mask = lungs.at(view.working)
+    box = view.box(mask)
+    mask = view.cut(mask.astype(np.float32), box) > 0.5
+    return network_input(view.cut(picture, box), mask, what, np.random.default_rng(0)), mask
 
 
 def grid(analysis: Analysis, inputs: dict[str, np.ndarray], what: str, random: bool) -> str:
@@ -233,9 +234,8 @@ def teach_tab(networks: Networks, found: gr.State, tab: gr.Tab) -> None:
             lungs = Lungs(mask.astype(np.float32), mask)
         what_if = networks.again(film, compared[group], random=random, lungs=lungs, sees=what)
         inputs, masks = {}, {}
-        for name, r in what_if.readings.items():
-            size = len(r.heatmaps[r.predicted])
-            inputs[name], masks[name] = shown_input(networks.input_of(film, name), lungs, r.box, size, what)
+        for name in what_if.readings:
+            inputs[name], masks[name] = shown_input(networks.input_of(film, name), lungs, networks.view(name), what)
         masked = next((name for name in what_if.readings if titles(name)[2] in MASKED), None)
         net = networks.get().classifiers.get(masked)
         yield {
