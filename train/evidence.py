@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from manet_core.explain import DEFAULT, list_explainers
 from manet_core.weights import fingerprint, read_manifest, write_manifest
 
 from . import run_verb
@@ -172,12 +173,17 @@ def main() -> None:
     p.add_argument("--results", type=Path, help="folder; results, or results/NAME for weights/NAME.json, unless given")
     p.add_argument("--heatmaps", type=int, default=50, help="test X-rays whose heatmaps are studied")
     p.add_argument("--disturbed", type=int, default=200, help="test X-rays that are disturbed")
-    p.add_argument("--explainers", nargs="+", help="heatmaps that are laid on lesions; all that are not slow")
+    p.add_argument(
+        "--explainers",
+        nargs="+",
+        choices=list_explainers(),
+        default=[DEFAULT],
+        help="heatmaps that are laid on lesions",
+    )
     p.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these anew, keep the rest of evidence.json")
     p.add_argument("--record", action="store_true", help="write temperatures and headline into manifest, card, README")
     args = p.parse_args()
-    explainers = tuple(args.explainers) if args.explainers else None
-    study = Study(args.data, args.weights, args.cache, args.heatmaps, args.disturbed, explainers,
+    study = Study(args.data, args.weights, args.cache, args.heatmaps, args.disturbed, tuple(args.explainers),
                   args.controls, args.recipes)  # fmt: skip
     folder = results_folder(args.weights, args.results)
     folder.mkdir(parents=True, exist_ok=True)

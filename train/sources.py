@@ -107,6 +107,11 @@ def mask_group(name: str) -> str:
     return " + ".join([first, *(source.name for source in _SOURCES.values() if source.masks_with == first)])
 
 
+def people_of(name: str) -> str:
+    """Whose X-rays a source holds, "children" or "adults"; adults where that is not known."""
+    return _SOURCES[name].people if name in _SOURCES else "adults"
+
+
 def convention_of(name: str) -> str:
     """Which part of a lung the masks of a source show, one of `CONVENTIONS`; "" where that is not known."""
     return _SOURCES[name].convention if name in _SOURCES else ""

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..sources import people_of
 from .markdown import code, percent, table
 from .statistics import bootstrap_weights, group_means, interval, proportion
 from .study import SPLITS, NotMeasured, Readings, Study
@@ -15,16 +16,15 @@ is read neither as COVID-19 nor as tuberculosis. Films of NIH, under three names
 training data, not external ones."""
 
 NIH = ("nih", "nih_more", "rsna_normal")  # one hospital under three names
-CHILDREN = ("kermany",)
 PNEUMONIA = ("Bacterial pneumonia", "Viral pneumonia", "Pneumonia (unspecified)")
 # name: (labels, whether a source belongs to it)
 COHORTS = {
     "adult normals, NIH": (("Normal",), lambda source: source in NIH),
-    "adult normals, all": (("Normal",), lambda source: source not in CHILDREN),
+    "adult normals, all": (("Normal",), lambda source: people_of(source) == "adults"),
     "adult pneumonia, NIH": (PNEUMONIA, lambda source: source in NIH),
-    "adult pneumonia, all": (PNEUMONIA, lambda source: source not in CHILDREN),
-    "normal children": (("Normal",), lambda source: source in CHILDREN),
-    "children with pneumonia": (PNEUMONIA, lambda source: source in CHILDREN),
+    "adult pneumonia, all": (PNEUMONIA, lambda source: people_of(source) == "adults"),
+    "normal children": (("Normal",), lambda source: people_of(source) == "children"),
+    "children with pneumonia": (PNEUMONIA, lambda source: people_of(source) == "children"),
 }
 ELSE = ("COVID-19", "Tuberculosis")  # what a healthy person must not be told
 

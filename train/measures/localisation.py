@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from manet_core import Pipeline, load_xray
-from manet_core.explain import get_explainer, list_explainers
+from manet_core.explain import get_explainer
 from manet_core.preprocess import resize
 from manet_core.tasks import get_task
 
@@ -128,7 +128,6 @@ def measure(study: Study) -> dict:
     "covered" is the share of the lesion inside the predicted lungs, "lesion_share" its share of them.
     """
     lesions = read_lesions(study.data)
-    explainers = study.explainers or [name for name in list_explainers() if not get_explainer(name).slow]
     names = [name for names in study.tasks.values() for name in names]
     pipe = Pipeline.load(study.weights, names, study.device)
     heats: dict[tuple[str, str], dict[int, np.ndarray]] = {}
@@ -137,7 +136,7 @@ def measure(study: Study) -> dict:
         x = load_xray(lesion.image)
         lungs.append((found := pipe.analyze(x, models=[])).mask)
         outlines.append(lesion.outline(x.pixels.shape))
-        for explainer in explainers:
+        for explainer in study.explainers:
             analysis = pipe.analyze(x, lungs=found.segmentation, explainer=explainer)
             for name in names:
                 task = get_task(study.entries[name]["task"])

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from manet_core import create_classifier, list_models
+from manet_core.explain import DEFAULT
 from manet_core.preprocess import View
 from manet_core.tasks import Task, get_task
 from manet_core.weights import MANIFEST, fingerprint, load_network, manifest_path, read_manifest, sha256
@@ -120,7 +121,7 @@ class Study:
         weights: folder with manifest.json, or a manifest file.
         cache: folder for decoded pictures, masks, and what networks said.
         heatmaps, disturbed: how many X-rays these measures take.
-        explainers: names of those whose heatmaps are laid on lesions; None: all that are not slow.
+        explainers: names of those whose heatmaps are laid on lesions.
         controls, recipes: folders with trainings.
     """
 
@@ -129,7 +130,7 @@ class Study:
     cache: Path
     heatmaps: int = 50
     disturbed: int = 200
-    explainers: tuple[str, ...] | None = None
+    explainers: tuple[str, ...] = (DEFAULT,)
     controls: Path = Path("runs/controls")
     recipes: Path = Path("runs/recipes")
 
