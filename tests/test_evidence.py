@@ -44,7 +44,7 @@ from train.measures.calibration import (
 )
 from train.measures.duplicates import crossing_patients, near_duplicates
 from train.measures.markdown import percent, write_between
-from train.measures.study import Readings, Study, documents, results_folder
+from train.measures.study import NotMeasured, Readings, Study, documents, results_folder
 from train.recipe import Recipe
 
 # --- what a network sees --------------------------------------------------------------------------------------------
@@ -623,6 +623,16 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     a = pipe.analyze(phantom(96, 0))
     assert a.distance == pytest.approx(a.to_dict()["distance"]) and np.isfinite(a.distance)
     assert pipe.entries["efficientnet_lite0"]["temperature"] == first["calibration"]["temperature"]
+
+
+def test_a_set_without_a_network_of_one_answer_is_told_so(hospitals, many_tasks, tmp_path):
+    entries = {name: e for name, e in read_manifest(many_tasks).items() if e["task"] in ("segment", "nih14")}
+    (tmp_path / "weights").mkdir()
+    write_manifest(tmp_path / "weights", entries)
+    study = Study(hospitals, tmp_path / "weights", tmp_path / "cache")
+    for measure in (robustness.measure, localisation.measure):
+        with pytest.raises(NotMeasured, match="one answer"):
+            measure(study)
 
 
 def test_every_section_has_a_title_and_tells_nothing_of_nothing():

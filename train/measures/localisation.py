@@ -129,6 +129,8 @@ def measure(study: Study) -> dict:
     """
     lesions = read_lesions(study.data)
     names = [name for names in study.tasks.values() for name in names]
+    if not names:
+        raise NotMeasured("no network gives one answer")
     pipe = Pipeline.load(study.weights, names, study.device)
     heats: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     lungs, outlines = [], []

@@ -69,6 +69,8 @@ def measure(study: Study) -> dict:
         {"n", "pixels", "changes": {change: {network: accuracy, and "minus none", the change on the same X-rays}}}.
     """
     names = [name for names in study.tasks.values() for name in names]
+    if not names:
+        raise NotMeasured("no network gives one answer")
     readings = {name: study.read(name) for name in names}
     index = readings[names[0]].index
     labelled = np.any([r.split("test") & r.labelled for r in readings.values()], 0)
