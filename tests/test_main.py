@@ -73,6 +73,7 @@ def test_ctrl_c_while_torch_is_loaded_is_no_traceback(tmp_path):
     """The signal comes as soon as torch's import has begun, which takes seconds."""
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a parent may have had it ignored
         "class Finder:\n"
         "    def find_spec(self, name, *args):\n"
         "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"

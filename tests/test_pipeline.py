@@ -13,7 +13,7 @@ from skimage import data
 from manet_core import CLASSES, Pipeline, WeightsError, XRay, load_xray
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
-from manet_core.preprocess import crop, lung_box, resize, segmented_lungs
+from manet_core.preprocess import View, crop, lung_box, resize, segmented_lungs
 from manet_core.tasks import get_task
 
 TRIO = ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
@@ -269,11 +269,15 @@ def test_real_lungs_are_found(pipe, index, source):
     from PIL import Image
 
     rows = sample(index[index["mask"] != ""], source, 8)
-    ious = []
+    ious, recalls = [], []
     for image, mask in zip(rows.image, rows["mask"]):
         found, truth = pipe.analyze(load_xray(image), models=[]).mask, np.asarray(Image.open(mask).convert("1"))
         ious.append((found & truth).sum() / (found | truth).sum())
-    assert np.mean(ious) > 0.8
+        recalls.append((found & truth).sum() / truth.sum())
+    if source in ("shenzhen", "montgomery"):  # whose annotators leave out the lung behind the heart
+        assert np.mean(recalls) > 0.9 and np.mean(ious) > 0.7
+    else:
+        assert np.mean(ious) > 0.8
 
 
 def test_most_real_x_rays_raise_no_warning(pipe, index):
@@ -316,13 +320,15 @@ def test_pipeline_and_training_see_the_same_input(pipe, index, weights, tmp_path
     from train.data import LungPictures, Pictures, predicted_lungs
 
     name = "efficientnet_lite0_ma"
+    view = View.of(pipe.entries[name]["preprocessing"])
     rows = index[index.label.isin(CLASSES)].iloc[::1500]
     rows.to_csv(tmp_path / "index.csv", index=False)
-    pictures = Pictures(tmp_path, 224, tmp_path / "cache")
+    pictures = Pictures(tmp_path, view.working, tmp_path / "cache")
     everything = np.arange(len(rows))
-    dataset = LungPictures("classify", pictures, everything, predicted_lungs(pictures, weights, everything))
+    lungs = predicted_lungs(pictures, weights, everything)
+    dataset = LungPictures("classify", pictures, everything, lungs, view=view)
     for (image, mask, _), cached, path in zip(dataset, pictures.images, rows.image):
-        assert np.abs(resize(load_xray(path).pixels, 224) * 255 - cached).max() <= 0.5
+        assert np.abs(resize(load_xray(path).pixels, view.working) * 255 - cached).max() <= 0.5
         with torch.inference_mode():
             logits = pipe.classifiers[name](image[None], mask[None])[0]
         p = (logits / pipe.entries[name]["temperature"]).softmax(0).numpy()
