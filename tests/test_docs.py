@@ -79,6 +79,15 @@ def test_refitted_last_layers_gain_and_cost_what_the_documents_say(weights):
     assert said in folded(README) and said in folded(card)
 
 
+def test_the_card_tells_what_the_controls_are_worth():
+    controls = result("evidence")["controls"]
+    without, shown = (100 * controls[sees]["accuracy"]["value"] for sees in ("outside", "lungs"))
+    assert f"reaches an accuracy of {without:.1f} % there, against {shown:.1f} % with the lungs shown" in folded(CARD)
+    less = controls["outside"]["minus_lungs"]["external_groups"]
+    worse, low, high = (-100 * less[bound] for bound in ("value", "high", "low"))
+    assert f"{worse:.1f} points worse (mean over classes and sources, 95 % CI {low:.1f} to {high:.1f})" in folded(CARD)
+
+
 def test_the_paper_compositions_external_figures_are_those_of_its_evidence():
     models = result("paper-composition/evidence")["models"].values()
 

@@ -22,11 +22,15 @@ _CONTROLS = {
 _EXTERNAL = (
     "The internal test split comes from the hospitals of the training X-rays. The external X-rays come from other "
     "hospitals, and none was trained on: a network that loses accuracy there has also learnt the hospital, the age or "
-    "the scanner. Some last layers were refitted after external figures had been seen, so expect slightly lower "
-    "figures on X-rays that nobody has looked at."
+    "the scanner."
 )
+_REFITTED = (
+    " Some last layers were refitted after external figures had been seen, so expect slightly lower figures on X-rays "
+    "that nobody has looked at."
+)
+_FEWEST = 10  # X-rays of an external group, below which its sensitivity says nothing
 _VALIDITY = (
-    "The controls had the same short training and differ in what they were shown. Accuracy that a control reaches "
+    "The controls had the same training and differ in what they were shown. Accuracy that a control reaches "
     "without lung tissue does not depend on lung tissue."
 )
 _HINT = "Accuracy (internal) and sensitivity (external), % (95 % CI over patients)."
@@ -104,6 +108,7 @@ def _overview(task: Task, measured: dict[str, dict], controls: dict) -> str:
     if not rated:
         return ""
     groups = {group: of for found in rated.values() for group, of in found.get("external", {}).items()}
+    groups = {group: of for group, of in groups.items() if of["all"]["n"] >= _FEWEST}
     rows = [
         [" ".join(titles(name)[:2]), _percent(found["test"]["accuracy"]), *_external(found, groups)]
         for name, found in rated.items()
@@ -114,7 +119,8 @@ def _overview(task: Task, measured: dict[str, dict], controls: dict) -> str:
     head = ["", f"internal test<br><small>n = {n}</small>"]
     head += [f"{escape(name)}, external<br><small>n = {of['all']['n']}</small>" for name, of in groups.items()]
     checks = f"<p><b>Validity checks.</b> {_VALIDITY}</p>" if controls else ""
-    return f"<h2>External validation</h2><p>{_EXTERNAL}</p>{checks}{_table(head, rows, _HINT)}"
+    known = _EXTERNAL + (_REFITTED if any(found.get("last_layer") for found in rated.values()) else "")
+    return f"<h2>External validation</h2><p>{known}</p>{checks}{_table(head, rows, _HINT)}"
 
 
 def _external(found: dict, groups: dict) -> list[str]:
