@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, flip_a_bit
+from conftest import flip_a_bit
 from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -135,17 +135,6 @@ def test_the_verb_adds_a_layer_and_changes_nothing_else(five, random_weights, ru
     run(refit, *common, "--cost", -101)
     assert "last_layer" not in read_manifest(weights)["efficientnet_lite0_ma"]
     assert not (weights / layer["file"]).exists()
-
-
-def test_the_readme_tells_what_the_shipped_layers_cost_covid_19():
-    models = json.loads((ROOT / "results" / "evidence.json").read_text(encoding="utf-8"))["models"]
-    said = []
-    for name, title in (("", "plain"), ("_ma", "MA"), ("_cbam", "CBAM")):
-        model = models[f"efficientnet_lite0{name}"]
-        before, after = (100 * m["per_class"]["COVID-19"]["sensitivity"] for m in (model["as_trained"], model["test"]))
-        said.append(f"{before:.0f} → {after:.0f} % ({title})")
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "{}, {} and {}".format(*said) in readme
 
 
 def test_a_damaged_or_missing_layer_is_named(five, random_weights, run, tmp_path):

@@ -264,7 +264,7 @@ class RawPictures(Dataset):
     def __init__(self, images: np.ndarray, masks: np.ndarray, boxes: np.ndarray, targets: np.ndarray, device="cpu"):
         self.epoch = 0
         arrays = (images[:, None], masks, boxes, targets)
-        self.tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
+        self.tensors = [torch.tensor(array, device=device) for array in arrays]
 
     def __len__(self) -> int:
         return len(self.tensors[0])
