@@ -79,6 +79,12 @@ def test_refitted_last_layers_gain_and_cost_what_the_documents_say(weights):
     assert said in folded(README) and said in folded(card)
 
 
+def test_the_readme_tells_the_segmenters_other_convention(weights):
+    iou = read_manifest(weights)["resunet"]["figures"]["validation"]
+    said = f"IoU on validation is {100 * iou['iou_shenzhen']:.1f} % and {100 * iou['iou_montgomery']:.1f} %"
+    assert said in folded(README)
+
+
 def test_the_card_tells_what_the_controls_are_worth():
     controls = result("evidence")["controls"]
     without, shown = (100 * controls[sees]["accuracy"]["value"] for sees in ("outside", "lungs"))
@@ -119,7 +125,7 @@ def test_the_pages_figures_are_drawn_from_the_results():
 
 @pytest.mark.parametrize("name", ["", "paper-composition", "nih14"])
 def test_manifest_holds_the_same_figures_and_hashes(weights, name):
-    results, entries = result(f"{name}/evaluation"), read_manifest(weights / f"{name or 'manifest'}.json")
+    results, entries = result(f"{name}/evaluation".strip("/")), read_manifest(weights / f"{name or 'manifest'}.json")
     assert entries["resunet"]["figures"]["test"] == results["segmentation"]
     classifiers = results["classification"] | results["findings"]
     assert entries.keys() - {"resunet"} == classifiers.keys()
@@ -130,7 +136,7 @@ def test_manifest_holds_the_same_figures_and_hashes(weights, name):
 @pytest.mark.parametrize("name", ["", "paper-composition"])
 def test_temperatures_are_those_of_the_evidence(weights, name):
     entries = read_manifest(weights / f"{name or 'manifest'}.json")
-    for model, figures in result(f"{name}/evidence")["models"].items():
+    for model, figures in result(f"{name}/evidence".strip("/"))["models"].items():
         assert entries[model]["temperature"] == figures["calibration"]["temperature"]
 
 
