@@ -403,7 +403,10 @@ def test_models_page_shows_each_task_its_own_figures(many_tasks, tmp_path):
             "per_class": {"Pneumonia": {"n": 3, "sensitivity": 1, "specificity": 1, "auroc": 1}},
         },
         "calibration": {"temperature": 1.5, "test": diagram},
-        "external": {"adult pneumonia": {"all": {"n": 7, "sensitivity": figure}}},
+        "external": {
+            "adult pneumonia": {"all": {"n": 70, "sensitivity": figure}},
+            "tuberculosis": {"all": {"n": 7, "sensitivity": figure}},
+        },
     }  # fmt: skip
     findings = {"findings": {"mean_auroc": 0.71, "findings": {"Pleural_Thickening": figure | {"n": 4}}}}
     found = {"efficientnet_lite0_ma": three, "efficientnet_lite0_cbam": findings}
@@ -417,6 +420,7 @@ def test_models_page_shows_each_task_its_own_figures(many_tasks, tmp_path):
     text = _shown(html)
     assert "External validation" in text and "accuracy 80% on the internal test split" in text
     assert "adult pneumonia, external" in text and "Pleural Thickening 4 0.80" in text and "mean AUROC 0.71" in text
+    assert "tuberculosis, external" not in text, "seven X-rays say nothing"
     assert "control" not in text  # those are of five classes
 
 
