@@ -17,7 +17,8 @@ from manet_core.networks.classifier import Classifier
 from manet_core.phantom import phantom
 
 
-@pytest.mark.parametrize("name", list_models())
+# every network but those of VGG-16's 134 M parameters, of which two stand for the four
+@pytest.mark.parametrize("name", [name for name in list_models() if name not in ("vgg16_nma", "vgg16_cbam")])
 def test_equals_pytorch_grad_cam(name):
     torch.manual_seed(0)
     net = create_classifier(name).eval()
