@@ -23,7 +23,7 @@ class Task:
         column: of the index that holds the label.
         labels: {label of the index: the classes, one of which it is}, for labels that are no class of this task
             themselves; a class stands for itself.
-        negative: for tasks that are not exclusive, the label that means "none of the classes".
+        splits: of the index that teach it.
         sources: where its training X-rays come from, as far as that misleads a network, in plain sentences.
     """
 
@@ -35,7 +35,7 @@ class Task:
     exclusive: bool = True
     column: str = "label"
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    negative: str = ""
+    splits: tuple[str, ...] = ("train",)
     sources: str = ""
 
     def target(self, label: str) -> np.ndarray:
@@ -155,7 +155,7 @@ NIH14 = register_task(
         ),
         exclusive=False,
         column="findings",
-        negative="No Finding",
+        splits=("train", "pretrain"),
     )
 )  # fmt: skip
 CLASSES = MANET.classes

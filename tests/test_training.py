@@ -296,7 +296,7 @@ def test_padding_fades_the_map_and_the_training_says_so(phantoms, random_weights
         assert ("Use a larger --size" in capsys.readouterr().out) == bool(limit)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet34"])  # every family: test_networks
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet34", "resnet50", "vgg16", "inception_v3"])
 def test_cbam_put_into_a_trained_network_starts_as_the_identity(name):
     plain, cbam = create_classifier(name).eval(), create_classifier(f"{name}_cbam").eval()
     for module in plain.modules():

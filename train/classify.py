@@ -139,13 +139,12 @@ def train(recipe: Recipe, run: Run) -> dict:
             raise SystemExit("--imagenet is there for efficientnet_lite0 only.")
         weights = imagenet.efficientnet_lite0()
         start_from(net, {name: w for name, w in weights.items() if not name.startswith("classifier.")})
-    splits = ("train", "pretrain") if task.name == "nih14" else ("train",)
     on_device, steps = recipe.augment == "broad", None
     if not on_device:
         from .augment import augmentation  # not before: the broad augmentation needs no albumentations
 
         steps = augmentation(30, True, recipe.augment)
-    train_set: Dataset = lung_pictures(recipe, run, *splits, task=task, augment=steps)
+    train_set: Dataset = lung_pictures(recipe, run, *task.splits, task=task, augment=steps)
     val_set = lung_pictures(recipe, run, "val", task=task)
     shown = train_set.pictures.index.iloc[train_set.rows]
     index = val_set.pictures.index.iloc[val_set.rows]

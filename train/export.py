@@ -37,7 +37,7 @@ def entry(run: Path, file: Path) -> dict:
     else:
         task = get_task(recipe.task)
         known = index[task.column].map(task.knows)
-        rows = index[index.split.isin(["train", "pretrain"] if task.name == "nih14" else ["train"]) & known]
+        rows = index[index.split.isin(task.splits) & known]
         network, classes = {"name": recipe.model}, list(task.classes)
         preprocessing = {"size": recipe.size, "range": [-1, 1], "input": "X-ray × cleaned lung mask"}
         if recipe.crop is not None:
