@@ -263,7 +263,7 @@ class Pipeline:
         x: XRay,
         models: list[str] | None = None,
         lungs: Lungs | None = None,
-        sees: str = "lungs",
+        sees: str | None = None,
         explainer: str = DEFAULT,
         progress: Progress | None = None,
     ) -> Analysis:
@@ -273,7 +273,7 @@ class Pipeline:
             x: from `load_xray`.
             models: loaded names to ask; None: all; []: stop after the mask.
             lungs: a mask to use in place of the predicted one, for "what if".
-            sees: what the classifiers are shown, one of `preprocess.SEES`; all but "lungs" are for "what if", too.
+            sees: what the classifiers are shown, one of `preprocess.SEES`, for "what if"; None: what each is made for.
             explainer: what makes the heatmaps, one of `explain.list_explainers()`.
             progress: called with the networks that are done, whole or in part, and how many there are.
 
@@ -290,7 +290,7 @@ class Pipeline:
         models: list[str] | None = None,
         batch: int = 16,
         heatmaps: bool = True,
-        sees: str = "lungs",
+        sees: str | None = None,
         explainer: str = DEFAULT,
     ) -> Iterator[Analysis]:
         """Analyse many X-rays, in order; each network sees a whole batch at once.
@@ -328,7 +328,7 @@ class Pipeline:
         names: list[str],
         explainer: Explainer | None,
         lungs: list[Lungs | None],
-        sees: str,
+        sees: str | None,
         progress: Progress | None = None,
     ) -> list[Analysis]:
         predicted = iter(())
@@ -343,7 +343,7 @@ class Pipeline:
         for done, name in enumerate(names):
             view = View.of(self.entries[name]["preprocessing"])
             if view not in shown:
-                shown[view] = [_shown(x.pixels, own, view, sees) for x, own in zip(xrays, lungs)]
+                shown[view] = [_shown(x.pixels, own, view, sees or view.sees) for x, own in zip(xrays, lungs)]
             watcher = progress and (lambda share, done=done: progress(done + share, len(names)))
             for found, reading in zip(readings, self._read(name, shown[view], explainer, watcher)):
                 found[name] = reading

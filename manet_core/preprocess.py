@@ -123,16 +123,19 @@ class View:
         working: side to which the whole X-ray is brought first.
         crop: rim around the lungs' box that is cut out of that, as a share of the box's sides; None: the whole X-ray
             is shown.
+        sees: what is shown of that, of `SEES`.
     """
 
     size: int
     working: int
     crop: float | None = None
+    sees: str = "lungs"
 
     @classmethod
     def of(cls, settings: dict) -> "View":
         """The view that a manifest entry's `preprocessing`, or a recipe's settings, ask for."""
-        return cls(settings["size"], settings.get("working") or settings["size"], settings.get("crop"))
+        size = settings["size"]
+        return cls(size, settings.get("working") or size, settings.get("crop"), settings.get("sees", "lungs"))
 
     def box(self, mask: np.ndarray) -> Box:
         """What is shown of an X-ray with this mask (working, working) bool."""

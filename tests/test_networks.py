@@ -33,6 +33,10 @@ TABLE_3 = {
 }
 
 
+COMPARED = [name for name in list_models() if f"{split_name(name)[0]}_ma" in list_models()]
+COMPARED = [name for name in COMPARED if split_name(name)[1] in registry.MANET]
+
+
 @pytest.mark.parametrize("name", TABLE_3)
 def test_table_3(name):
     parameters, flops, elements = TABLE_3[name]
@@ -54,7 +58,7 @@ def test_efficientnet_lite0_is_light():
 def test_every_name_builds_and_answers():
     assert create_classifier("efficientnet_lite0_nma", num_classes=3, in_channels=2).classifier.out_features == 3
     plain = None
-    for name in list_models():
+    for name in COMPARED:
         attention = split_name(name)[1]
         if attention in ("ma", "nma"):  # has no weights of its own, and VGG-16's take seconds to draw
             net = with_weights(name, plain)
@@ -71,7 +75,7 @@ def test_every_name_builds_and_answers():
         assert bool(net.attention_maps(mask)) == (attention in ("ma", "nma"))
 
 
-@pytest.mark.parametrize("name", [name for name in list_models() if split_name(name)[1] not in ("ma", "nma")])
+@pytest.mark.parametrize("name", [name for name in COMPARED if not registry.spec(name).uses_mask])
 def test_networks_without_mask_attention_ignore_the_mask(name):
     net = create_classifier(name).eval()
     image = torch.randn(1, 1, 80, 80)
@@ -117,7 +121,7 @@ class Tiny(Classifier):
 
 
 def test_a_backbone_from_outside_is_one_row(monkeypatch):
-    monkeypatch.setattr(registry, "_BACKBONES", dict(registry._BACKBONES))
+    monkeypatch.setattr(registry, "_NETWORKS", dict(registry._NETWORKS))
     before = list_models()
     registry.register_backbone("tiny", "Tiny network", Tiny)
     registry.register_backbone("tiny_plain", "Tiny, plain", Tiny, attentions=[""])
@@ -133,6 +137,9 @@ def test_a_backbone_from_outside_is_one_row(monkeypatch):
         registry.register_backbone("tiny_ma", "", Tiny, attentions=[""])
     with pytest.raises(ValueError, match="no attention 'se'"):
         registry.register_backbone("other", "", Tiny, attentions=["", "se"])
+    registry.register_backbone("tiny", "Tiny network", Tiny, attentions=["guided"], num_classes=3, sees="whole")
+    assert list_models()[-1] == "tiny_guided" and registry.spec("tiny_guided").sees == "whole"
+    assert create_classifier("tiny_guided")(image).shape == (2, 3)
 
 
 def test_names_cost_no_import_of_torchvision():
@@ -209,7 +216,7 @@ def geometry(name: str) -> list[tuple]:
     return out
 
 
-BACKBONES = [name for name in list_models() if split_name(name)[1] == ""]
+BACKBONES = [name for name in COMPARED if split_name(name)[1] == ""]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -17,7 +17,11 @@ def augmentation(rotation: float, intensity: bool, kind: str = "paper") -> A.Com
     "robust" adds what another hospital's film may have gone through: another tone curve, a lower resolution, JPEG,
     noise. "style" adds to that the tones and the coarse shading of another source's X-ray, which is given to the
     Compose as `style`, and other proportions of the chest, so that neither tells the class. "masks" is `OtherMask`.
+    "flip" is rotation and reflection alone, as for AlexNet with attention.
     """
+    if kind == "flip":  # Li, Ma, Yan 2021 name no angle
+        turn = A.Affine(rotate=(-15, 15), border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=1)
+        return A.Compose([turn, A.HorizontalFlip(p=0.5)])
     move = dict(border_mode=cv2.BORDER_CONSTANT, interpolation=cv2.INTER_LINEAR, p=0.5)
     steps = [
         A.Affine(translate_percent=(-0.0625, 0.0625), **move),

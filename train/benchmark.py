@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from manet_core import Pipeline, create_classifier, list_models
 from manet_core.explain.library import BindMask
-from manet_core.networks.registry import split_name
 from manet_core.phantom import phantom
 from manet_core.tasks import MANET
 
@@ -196,7 +195,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", nargs="?", default="inference", choices=["inference", "training"])
     p.add_argument("--weights", default="weights")
-    p.add_argument("--backbone", default="resnet34", choices=[n for n in list_models() if split_name(n)[1] == ""])
+    p.add_argument("--backbone", default="resnet34", choices=[n for n in list_models() if f"{n}_ma" in list_models()])
     p.add_argument("--runs", type=int, default=50, help="pairs of timings (inference)")
     p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv (training)")
     p.add_argument("--cache", default=Run.cache, help="folder for decoded pictures (training)")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from manet_core import CLASSES, load_xray
 from manet_core.lungs import predict_lungs
+from manet_core.networks.registry import spec
 from manet_core.preprocess import View, network_input, resize, to_unit_range
 from manet_core.tasks import MANET, Task
 from manet_core.weights import load_network, read_manifest
@@ -281,8 +282,26 @@ def lung_pictures(recipe: Recipe, run: Run, *splits: str, task: Task, augment=No
     if recipe.split == "image":
         pictures.index = split_by_image(pictures.index)
     rows = pictures.rows(*splits, task=task)
-    lungs = predicted_lungs(pictures, run.weights, rows)
+    rows = rows[of_sources(pictures.index.iloc[rows], recipe.sources)]
+    masked = recipe.sees != "whole" or spec(recipe.model).uses_mask
+    lungs = predicted_lungs(pictures, run.weights, rows) if masked else np.broadcast_to(False, pictures.images.shape)
     return LungPictures("classify", pictures, rows, lungs, augment, recipe.seed, recipe.sees, task, view)
+
+
+def of_sources(index: pd.DataFrame, sources: str | None) -> np.ndarray:
+    """(N,) bool, which rows come from one of `sources`, joined by commas; None: all.
+
+    Raises:
+        SystemExit: a source of which there is no row.
+    """
+    if sources is None:
+        return np.ones(len(index), bool)
+    wanted = sources.split(",")
+    if unknown := set(wanted) - set(index.source):
+        raise SystemExit(
+            f"There is no X-ray from {', '.join(sorted(unknown))}; there are: {', '.join(sorted(set(index.source)))}."
+        )
+    return index.source.isin(wanted).to_numpy()
 
 
 def predicted_lungs(pictures: Pictures, weights: str | Path, rows: np.ndarray) -> np.ndarray:

@@ -98,8 +98,8 @@ def fit(
     """Train `net`; leave out/best.safetensors, out/log.csv and out/result.json behind.
 
     Args:
-        recipe: what is learnt; `recipe.select` names the figure whose highest value chooses the epoch that is kept,
-            the first of equals.
+        recipe: what is learnt; `recipe.select` names the figure whose best value chooses the epoch that is kept, the
+            first of equals.
         run: where to write and what computes.
         net: moved to the device and to its `memory_format` here.
         train_set: reads its attribute `epoch`.
@@ -175,7 +175,7 @@ def fit(
         accelerator.print(f"resuming after epoch {first}")
 
     try:
-        for epoch in range(first, recipe.epochs):
+        for epoch in range(recipe.epochs if ended(history, recipe) else first, recipe.epochs):
             start = time.perf_counter()
             sampler.epoch = epoch
             train_set.epoch = epoch  # no `set_epoch`: accelerate would call it with a count that a resumption resets
@@ -190,7 +190,7 @@ def fit(
                 row |= validate(kept, device) | {"seconds": round(seconds, 1)}
                 history.append(row)
                 accelerator.print({k: round(v, 4) for k, v in row.items()})
-                if all(row[recipe.select] > r[recipe.select] for r in history[:-1]):
+                if best_of(history, recipe) is row:
                     save_weights(kept, out / "best.safetensors")
                 _write_log(out / "log.csv", history)
                 state = {
@@ -207,15 +207,27 @@ def fit(
                 torch.save(state, checkpoint.with_suffix(".part"))
                 checkpoint.with_suffix(".part").replace(checkpoint)
             accelerator.wait_for_everyone()
+            if accelerator.gather(torch.tensor([ended(history, recipe)], device=device)).any():
+                break
     except KeyboardInterrupt:
         raise SystemExit("Interrupted; the same command goes on after the last finished epoch.") from None
 
     result = {}
     if accelerator.is_main_process:
-        best = max(history, key=lambda row: row[recipe.select])
+        best = best_of(history, recipe)
         result = {"validation": best, "settings": settings, "device": str(device), "seconds": seconds}
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def best_of(history: list[dict], recipe: Recipe) -> dict:
+    """The row of the epoch that `recipe.select` chooses; rows as `fit` logs them, one an epoch."""
+    return (min if recipe.select == "val_loss" else max)(history, key=lambda row: row[recipe.select])
+
+
+def ended(history: list[dict], recipe: Recipe) -> bool:
+    """Whether `recipe.patience` is at its end."""
+    return bool(recipe.patience and history) and len(history) - best_of(history, recipe)["epoch"] >= recipe.patience
 
 
 def device_of(run: Run) -> torch.device:

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from manet_core.networks.registry import spec
 from manet_core.tasks import get_task
 from manet_core.weights import MANIFEST, manifest_path, read_manifest, sha256, write_manifest
 
 from . import run_verb
-from .data import read_index
+from .data import of_sources, read_index
 from .recipe import Recipe
 
 
@@ -37,9 +38,10 @@ def entry(run: Path, file: Path) -> dict:
     else:
         task = get_task(recipe.task)
         known = index[task.column].map(task.knows)
-        rows = index[index.split.isin(task.splits) & known]
+        rows = index[index.split.isin(task.splits) & known & of_sources(index, recipe.sources)]
         network, classes = {"name": recipe.model}, list(task.classes)
-        preprocessing = {"size": recipe.size, "range": [-1, 1], "input": "X-ray × cleaned lung mask"}
+        shown = "X-ray" if recipe.sees == "whole" else "X-ray × cleaned lung mask"
+        preprocessing = {"size": recipe.size, "range": [-1, 1], "input": shown, "sees": recipe.sees}
         if recipe.crop is not None:
             preprocessing |= {"working": recipe.working, "crop": recipe.crop}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -80,8 +82,8 @@ def main() -> None:
         raise SystemExit(
             f"{args.run} was trained on a split by image, with test patients in it: it is not to be shipped."
         )
-    if recipe.sees != "lungs":
-        raise SystemExit(f"{args.run} is a control that does not see the lungs as the page shows them: do not ship it.")
+    if recipe.verb == "classify" and recipe.sees != spec(recipe.model).sees:
+        raise SystemExit(f"{args.run} is a control that is shown something else than the page shows: do not ship it.")
     name = "resunet" if recipe.verb == "segment" else recipe.model
     tag = args.tag if args.tag is not None else "" if manifest.name == MANIFEST else manifest.stem
     file = manifest.with_name(f"{tag}.{name}.safetensors".removeprefix("."))

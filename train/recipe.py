@@ -10,9 +10,10 @@ import argparse
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 
+from manet_core.networks.registry import spec
 from manet_core.preprocess import SEES
 
-AUGMENTATIONS = ("paper", "robust", "style", "masks", "broad")
+AUGMENTATIONS = ("paper", "flip", "robust", "style", "masks", "broad")
 
 
 def _setting(default, help: str, choices: tuple | None = None, paper: bool = True):
@@ -38,17 +39,21 @@ class Recipe:
     augment: str = _setting(
         "paper",
         "robust: also tone, resolution, JPEG, noise; style: also other sources' looks; masks: other masks; broad: "
-        "all of these, drawn on the device a batch at a time",
+        "all of these, drawn on the device a batch at a time; flip: rotation and reflection alone",
         AUGMENTATIONS,
     )
     balance: float = _setting(0.0, "1: each source of a class equally often; 0: each X-ray equally often")
     balance_classes: bool = _setting(False, "each class equally often")
     label_smoothing: float = _setting(0.0, "share of the target that is spread over all classes")
     ema: float = _setting(0.0, "decay a step of the moving average of weights that is kept; 0: the last weights")
-    select: str = _setting("accuracy", "validation figure whose highest value chooses the epoch that is kept")
+    select: str = _setting(
+        "accuracy", "validation figure whose best value, the lowest of val_loss, chooses the epoch that is kept"
+    )
+    patience: int = _setting(0, "end after so many epochs without a better one; 0: never")
     working: int | None = _setting(None, "side to which each X-ray is brought before the lungs' box is cut out, pixels")
     crop: float | None = _setting(None, "cut out the lungs' box, enlarged by this share of its sides")
-    sees: str = _setting("lungs", "what is shown; all but the lungs are controls", SEES, paper=False)
+    sees: str = _setting("lungs", "what is shown; all but what the network is made for are controls", SEES)
+    sources: str | None = _setting(None, "only X-rays of these sources, joined by commas", paper=False)
     split: str = _setting("patient", "what training and test do not share", ("patient", "image"), paper=False)
     width: int = _setting(32, "segmenter: channels of the first level", paper=False)
     conventions: int = _setting(1, "segmenter: outputs, one for each convention of the annotators (1 or 2)")
@@ -71,9 +76,16 @@ class Recipe:
         """Which training follows it: "segment" or "classify"."""
         return "segment" if self.task == "segment" else "classify"
 
+    @property
+    def paper(self) -> "Recipe":
+        """The recipe of the paper that the network is from."""
+        if self.verb == "segment":
+            return PAPER["segment"]
+        return PAPER.get(spec(self.model).backbone, PAPER["classify"])
+
     def departures(self) -> dict[str, dict]:
-        """Where it differs from the paper's recipe: {setting: {"paper", "here"}}."""
-        paper = asdict(PAPER[self.verb])
+        """Where it differs from its paper's recipe: {setting: {"paper", "here"}}."""
+        paper = asdict(self.paper)
         return {
             f.name: {"paper": paper[f.name], "here": here}
             for f in fields(self)
@@ -114,6 +126,10 @@ PAPER = {
         select="iou",
     ),
     "classify": Recipe(),
+    "alexnet": Recipe(
+        task="covid", model="alexnet_attn2", size=299, epochs=20, optimizer="adam", lr=1e-4, schedule="constant",
+        augment="flip", sees="whole",
+    ),
 }  # fmt: skip
 _LAPTOP = dict(size=224, batch=32, optimizer="adamw", weight_decay=0.05, schedule="onecycle", imagenet=True)
 _BROAD = dict(
@@ -136,6 +152,7 @@ RECIPES = {
         "paper": PAPER["classify"],
         "laptop": replace(PAPER["classify"], model="efficientnet_lite0_ma", epochs=3, lr=1e-3, **_LAPTOP),
         "broad": replace(PAPER["classify"], model="efficientnet_lite0_ma", **_BROAD),
+        "alexnet": PAPER["alexnet"],
     },
 }  # fmt: skip
 
@@ -152,7 +169,7 @@ def add_options(parser: argparse.ArgumentParser, verb: str, leave_out: tuple[str
         if isinstance(f.default, bool):
             group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            kind = {"working": int, "crop": float, "init": str}.get(f.name, type(f.default))
+            kind = {"working": int, "crop": float, "init": str, "sources": str}.get(f.name, type(f.default))
             group.add_argument(option, type=kind, choices=f.metadata["choices"], help=text)
 
 

@@ -1,4 +1,4 @@
-"""Names to networks: one row a backbone, and the attentions that each can have."""
+"""Names to networks: one row a family, that is a backbone and the attentions that one paper gives it."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -8,57 +8,100 @@ from torch import nn
 
 from ..tasks import CLASSES
 
-ATTENTIONS = {"": "plain", "ma": "mask attention (MA)", "nma": "normalised mask attention", "cbam": "CBAM"}
+MANET = ("", "ma", "nma", "cbam")  # the attentions that MANet compares
+ATTENTIONS = {
+    "": "plain",
+    "ma": "mask attention (MA)",
+    "nma": "normalised mask attention",
+    "cbam": "CBAM",
+    "attn1": "attention after one layer",
+    "attn2": "attention after two layers",
+    "attn3": "attention after three layers",
+    "guided": "guided attention",
+    "e2e": "end to end",
+}
 
 
-class _Backbone(NamedTuple):
+class Spec(NamedTuple):
+    """What is known of a network by its name.
+
+    Attributes:
+        backbone: the name before the attention's.
+        attention: of `ATTENTIONS`; "" for the plain network.
+        title: how people write the backbone.
+        build: (attention, num_classes, in_channels) -> the network with random weights.
+        num_classes: width of the logits in its paper.
+        size: side of the square input in its paper, pixels.
+        sees: what it is shown, of `preprocess.SEES`: "lungs", or the "whole" X-ray.
+    """
+
+    backbone: str
+    attention: str
     title: str
     build: Callable[[str, int, int], nn.Module]
-    attentions: tuple[str, ...]
+    num_classes: int
+    size: int
+    sees: str
+
+    @property
+    def uses_mask(self) -> bool:
+        """Whether the network computes with the mask that it is given; all others accept and ignore it."""
+        return self.attention in ("ma", "nma", "guided")
 
 
-_BACKBONES: dict[str, _Backbone] = {}
+_NETWORKS: dict[str, Spec] = {}
 
 
 def register_backbone(
     name: str,
     title: str,
     build: Callable[[str, int, int], nn.Module],
-    attentions: Sequence[str] = tuple(ATTENTIONS),
+    attentions: Sequence[str] = MANET,
+    num_classes: int = len(CLASSES),
+    size: int = 512,
+    sees: str = "lungs",
 ) -> None:
     """Add a backbone: `name`, `name_ma`, `name_nma` and `name_cbam` are networks from then on.
 
+    A backbone that there is can be given further attentions, with a `build` of their own.
+
     Args:
-        name: new, and no name of a network that there is.
+        name: of the backbone; none of its networks may have a name that is taken.
         title: how people write it, "ResNet-34".
         build: (attention, num_classes, in_channels) -> `networks.classifier.Classifier` with random weights. Called
             when a network is made, so that it can leave slow imports until then.
         attentions: those of `ATTENTIONS` that it can have, "" for the plain network.
+        num_classes, size, sees: see `Spec`.
 
     Raises:
         ValueError: a name that is taken, or an attention that there is not.
     """
     if unknown := [attention for attention in attentions if attention not in ATTENTIONS]:
         raise ValueError(f"There is no attention {unknown[0]!r}; choose from: {', '.join(map(repr, ATTENTIONS))}.")
-    backbone = _Backbone(title, build, tuple(attention for attention in ATTENTIONS if attention in attentions))
-    taken = _names(_BACKBONES)
-    if clash := [new for new in _names({name: backbone}) if new in taken]:
-        raise ValueError(f"There is a model {clash[0]!r} already.")
-    _BACKBONES[name] = backbone
-
-
-def _names(backbones: dict[str, _Backbone]) -> dict[str, tuple[str, str]]:
-    """{a network's name: (backbone, attention)}, those of one backbone next to each other."""
-    return {
-        f"{name}_{attention}" if attention else name: (name, attention)
-        for name, backbone in backbones.items()
-        for attention in backbone.attentions
+    new = {
+        f"{name}_{attention}" if attention else name: Spec(name, attention, title, build, num_classes, size, sees)
+        for attention in ATTENTIONS
+        if attention in attentions
     }
+    if clash := [network for network in new if network in _NETWORKS]:
+        raise ValueError(f"There is a model {clash[0]!r} already.")
+    _NETWORKS.update(new)
 
 
 def list_models() -> list[str]:
-    """Every classifier's name: plain, `_ma`, `_nma` and `_cbam` of a backbone next to each other."""
-    return list(_names(_BACKBONES))
+    """Every classifier's name, those of one family next to each other."""
+    return list(_NETWORKS)
+
+
+def spec(name: str) -> Spec:
+    """What is known of the network of this name.
+
+    Raises:
+        ValueError: no such model.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"There is no model {name!r}; choose one of: {', '.join(_NETWORKS)}.")
+    return _NETWORKS[name]
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -67,10 +110,7 @@ def split_name(name: str) -> tuple[str, str]:
     Raises:
         ValueError: no such model.
     """
-    names = _names(_BACKBONES)
-    if name not in names:
-        raise ValueError(f"There is no model {name!r}; choose one of: {', '.join(names)}.")
-    return names[name]
+    return spec(name)[:2]
 
 
 def human_name(name: str) -> tuple[str, str]:
@@ -79,16 +119,15 @@ def human_name(name: str) -> tuple[str, str]:
     Raises:
         ValueError: no such model.
     """
-    backbone, attention = split_name(name)
-    return _BACKBONES[backbone].title, ATTENTIONS[attention]
+    return spec(name).title, ATTENTIONS[spec(name).attention]
 
 
-def create_classifier(name: str, num_classes: int = len(CLASSES), in_channels: int = 1) -> nn.Module:
+def create_classifier(name: str, num_classes: int | None = None, in_channels: int = 1) -> nn.Module:
     """A classifier with random weights: net(image, mask) -> logits.
 
     Args:
         name: one of `list_models()`.
-        num_classes: width of the logits.
+        num_classes: width of the logits; None: as in its paper.
         in_channels: channels of the image; X-rays have one.
 
     Raises:
@@ -100,8 +139,8 @@ def create_classifier(name: str, num_classes: int = len(CLASSES), in_channels: i
         >>> net(torch.zeros(2, 1, 224, 224), torch.ones(2, 1, 224, 224)).shape
         torch.Size([2, 5])
     """
-    backbone, attention = split_name(name)
-    return _BACKBONES[backbone].build(attention, num_classes, in_channels)
+    chosen = spec(name)
+    return chosen.build(chosen.attention, chosen.num_classes if num_classes is None else num_classes, in_channels)
 
 
 def create_segmenter(name: str = "resunet", in_channels: int = 1, width: int = 32, conventions: int = 1) -> nn.Module:
@@ -138,3 +177,6 @@ register_backbone("resnet34", "ResNet-34", _ours("resnet", "ResNet", "resnet34")
 register_backbone("resnet50", "ResNet-50", _ours("resnet", "ResNet", "resnet50"))
 register_backbone("vgg16", "VGG-16", _ours("vgg", "VGG"))
 register_backbone("inception_v3", "Inception v3", _ours("inception", "Inception"))
+register_backbone(
+    "alexnet", "AlexNet", _ours("alexnet", "AlexNet"), ("", "attn1", "attn2", "attn3"), 1, size=299, sees="whole"
+)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -171,18 +171,19 @@ class Study:
         """A shipped network."""
         return load_network(self.weights, name, self.device)
 
-    def dataset(self, entry: dict, rows: np.ndarray | None = None, sees: str = "lungs") -> LungPictures:
+    def dataset(self, entry: dict, rows: np.ndarray | None = None) -> LungPictures:
         """What a network with this manifest entry is shown of the X-rays at `rows`; None: of those of `SPLITS`."""
         view = View.of(entry["preprocessing"])
         pictures = self.pictures(view.working)
         rows = pictures.rows(*SPLITS) if rows is None else rows
         lungs = predicted_lungs(pictures, self.weights, rows)
-        return LungPictures("classify", pictures, rows, lungs, sees=sees, asked=get_task(entry["task"]), view=view)
+        task = get_task(entry["task"])
+        return LungPictures("classify", pictures, rows, lungs, sees=view.sees, asked=task, view=view)
 
     def read(self, name: str) -> Readings:
         """What a shipped network says."""
         entry = self.entries[name]
-        return self._read(name, entry, "lungs", fingerprint(entry), partial(self.network, name))
+        return self._read(name, entry, fingerprint(entry), partial(self.network, name))
 
     def runs(self, folder: Path) -> Iterator[tuple[str, Recipe, Readings]]:
         """(name, recipe, readings) of every finished training of a classifier in `folder`; others are passed over."""
@@ -195,15 +196,17 @@ class Study:
             if recipe is None or recipe.verb != "classify" or not best.is_file():
                 print(f"{path.parent} is no finished training of a classifier: passed over", flush=True)
                 continue
-            entry = {"task": recipe.task, "preprocessing": {k: getattr(recipe, k) for k in ("size", "working", "crop")}}
+            entry = {"task": recipe.task, "preprocessing": asdict(recipe)}
             load = partial(_trained, recipe, best, self.device)
-            yield path.parent.name, recipe, self._read(path.parent.name, entry, recipe.sees, sha256(best), load)
+            yield path.parent.name, recipe, self._read(path.parent.name, entry, sha256(best), load)
 
-    def _read(self, name: str, entry: dict, sees: str, weights: str, load: Callable[[], nn.Module]) -> Readings:
-        dataset = self.dataset(entry, sees=sees)
+    def _read(self, name: str, entry: dict, weights: str, load: Callable[[], nn.Module]) -> Readings:
+        dataset = self.dataset(entry)
         index = dataset.pictures.index.iloc[dataset.rows].reset_index(drop=True)
         films = [dataset.pictures.stem, dataset.rows.tolist()]
-        read = [weights, self.manifest["resunet"]["sha256"], vars(dataset.view), sees, films]
+        shown = asdict(dataset.view)
+        sees = shown.pop("sees")
+        read = [weights, self.manifest["resunet"]["sha256"], shown, sees, films]
         key = hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
         path = Path(self.cache) / f"readings-{key}.npz"
         if path.exists():
