@@ -1,6 +1,11 @@
 """AlexNet with attention: the equations against slow arithmetic, its two ways to answer, its training."""
 
+import json
+import shutil
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,7 +13,9 @@ from torch.nn import functional as F
 from manet_core import create_classifier
 from manet_core.networks.registry import spec
 from manet_core.tasks import get_task
+from train import alexnet
 from train.classify import class_loss
+from train.recipe import RECIPES, Run
 
 LAYERS = {"alexnet_attn1": [4], "alexnet_attn2": [3, 4], "alexnet_attn3": [2, 3, 4]}
 
@@ -87,3 +94,67 @@ def test_the_mask_is_ignored(image):
         assert torch.equal(net(image), net(image, torch.rand(2, 1, 99, 99)))
         assert create_classifier("alexnet").eval().local_attention(image) == []
     assert net.attention_maps(torch.ones(1, 1, 99, 99)) == []
+
+
+@pytest.fixture(scope="module")
+def two_classes(phantoms, tmp_path_factory):
+    """The phantoms with COVID-19 for the opacity; some of them from other hospitals."""
+    root = tmp_path_factory.mktemp("covid")
+    index = pd.read_csv(phantoms / "index.csv", dtype=str, keep_default_na=False)
+    for column in ("image", "mask"):
+        index[column] = [str(phantoms / name) for name in index[column]]
+    index["label"] = index.label.where(index.label == "Normal", "COVID-19")
+    index.loc[index.split == "test", "source"] = ["kermany", "shenzhen"] * 4
+    index.loc[index.index[-2:], "split"] = "external"
+    index.to_csv(root / "index.csv", index=False)
+    return root
+
+
+def test_the_whole_experiment(two_classes, random_weights, tmp_path, run, capsys):
+    """Every network is trained once, answers for each place, and is not trained again; what is recorded outlives it."""
+    out, record = tmp_path / "runs", tmp_path / "record"
+    small = "--size 80 --batch 4 --epochs 1 --trials 1 --device cpu --one kermany,shenzhen".split()
+    networks = ["--networks", "forest", "alexnet_attn2", "alexnet_attn1", "efficientnet_lite0_last"]
+    data = ["--data", two_classes, "--weights", random_weights, "--cache", tmp_path / "cache"]
+    run(alexnet, *data, "--out", out, *small, *networks, "--record", record)
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert list(results["compositions"]) == ["one", "several", "outside"]
+    assert list(results["compositions"]["outside"]) == ["alexnet_attn2"]
+    for name, found in results["compositions"]["one"].items():
+        assert found["one"]["n"] == 6 and found["external"]["n"] == 2, name
+        assert found["one"]["covid"] == 3 and 0 <= found["one"]["auroc"] <= 1
+    assert list(results["pairs"]["one"]) == ["alexnet_attn2 - alexnet_attn1"]
+    tables = (record / "tables.md").read_text(encoding="utf-8")
+    assert "96.8" in tables and "lungs blacked out" in tables
+
+    weights = sorted(out.glob("*/alexnet*/0/best.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    assert len(weights) == 5
+    run(alexnet, *data, "--out", out, *small, *networks, "--report")
+    assert [path.stat().st_mtime_ns for path in weights] == before
+    capsys.readouterr()
+    shutil.rmtree(out)
+    run(alexnet, *data, "--out", out, *small, "--report", "--record", record)
+    assert json.loads((record / "results.json").read_text(encoding="utf-8")) == results
+
+
+def test_the_forest_grows_by_two_trees_a_batch(two_classes, random_weights, tmp_path, monkeypatch):
+    grown = []
+    fit = alexnet.RandomForestClassifier.fit
+    monkeypatch.setattr(
+        alexnet.RandomForestClassifier, "fit", lambda self, x, y: grown.append(self.n_estimators) or fit(self, x, y)
+    )
+    recipe = replace(RECIPES["classify"]["alexnet"], size=32, batch=4)
+    settings = Run(str(two_classes), cache=str(tmp_path), weights=str(random_weights))
+    predict = alexnet.forest(recipe, settings)
+    assert grown == [5, 7, 9, 11]
+    p = predict(alexnet.dataset_of("one", recipe, settings, "kermany,shenzhen"))
+    assert p.shape == (6,) and p.min() >= 0 and p.max() <= 1
+
+
+def test_figures_of_answers_that_are_known():
+    rows = pd.DataFrame({"label": ["Normal"] * 4 + ["COVID-19"] * 4, "patient": list("abcdefgh")})
+    always, never = np.array([0] * 4 + [1000] * 4), np.array([0] * 8)
+    found = alexnet.figures([always, never], rows)
+    assert found["accuracy"]["value"] == 0.75 and found["sensitivity"]["value"] == 0.5
+    assert found["specificity"]["value"] == 1 and found["auroc"] == 0.75
