@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import make_weights
 from torch.nn import functional as F
 
-from manet_core import create_classifier
+from manet_core import Pipeline, create_classifier
+from manet_core.lungs import Lungs
 from manet_core.networks.registry import spec
+from manet_core.phantom import phantom
 from manet_core.tasks import get_task
 from train import alexnet
 from train.classify import class_loss
@@ -158,3 +161,15 @@ def test_figures_of_answers_that_are_known():
     found = alexnet.figures([always, never], rows)
     assert found["accuracy"]["value"] == 0.75 and found["sensitivity"]["value"] == 0.5
     assert found["specificity"]["value"] == 1 and found["auroc"] == 0.75
+
+
+def test_it_is_shown_the_whole_xray_unless_asked_otherwise(tmp_path):
+    whole = {"size": 99, "sees": "whole"}
+    pipe = Pipeline.load(make_weights(tmp_path, {"alexnet_attn1": "covid"}, alexnet_attn1=whole))
+    x = phantom(128)
+    mine, none = (Lungs(mask.astype(np.float32), mask) for mask in (np.ones((64, 64), bool), np.zeros((64, 64), bool)))
+    said = [
+        pipe.analyze(x, lungs=lungs, sees=sees).readings["alexnet_attn1"].probabilities["COVID-19"]
+        for lungs, sees in ((mine, None), (none, None), (none, "whole"), (none, "lungs"))
+    ]
+    assert said[0] == said[1] == said[2] != said[3]

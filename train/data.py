@@ -283,8 +283,7 @@ def lung_pictures(recipe: Recipe, run: Run, *splits: str, task: Task, augment=No
         pictures.index = split_by_image(pictures.index)
     rows = pictures.rows(*splits, task=task)
     rows = rows[of_sources(pictures.index.iloc[rows], recipe.sources)]
-    masked = recipe.sees != "whole" or spec(recipe.model).uses_mask
-    lungs = predicted_lungs(pictures, run.weights, rows) if masked else np.broadcast_to(False, pictures.images.shape)
+    lungs = lungs_for(recipe.model, recipe.sees, pictures, run.weights, rows)
     return LungPictures("classify", pictures, rows, lungs, augment, recipe.seed, recipe.sees, task, view)
 
 
@@ -302,6 +301,13 @@ def of_sources(index: pd.DataFrame, sources: str | None) -> np.ndarray:
             f"There is no X-ray from {', '.join(sorted(unknown))}; there are: {', '.join(sorted(set(index.source)))}."
         )
     return index.source.isin(wanted).to_numpy()
+
+
+def lungs_for(model: str, sees: str, pictures: Pictures, weights: str | Path, rows: np.ndarray) -> np.ndarray:
+    """`predicted_lungs` for a network that is shown `sees`; all False, at no cost, for one that needs no mask."""
+    if sees == "whole" and not spec(model).uses_mask:
+        return np.broadcast_to(False, pictures.images.shape)
+    return predicted_lungs(pictures, weights, rows)
 
 
 def predicted_lungs(pictures: Pictures, weights: str | Path, rows: np.ndarray) -> np.ndarray:

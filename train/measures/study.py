@@ -24,7 +24,7 @@ from manet_core.preprocess import View
 from manet_core.tasks import Task, get_task
 from manet_core.weights import MANIFEST, fingerprint, load_network, manifest_path, read_manifest, sha256
 
-from ..data import LungPictures, Pictures, predicted_lungs
+from ..data import LungPictures, Pictures, lungs_for
 from ..recipe import Recipe
 from .calibration import fit_temperature
 
@@ -176,7 +176,7 @@ class Study:
         view = View.of(entry["preprocessing"])
         pictures = self.pictures(view.working)
         rows = pictures.rows(*SPLITS) if rows is None else rows
-        lungs = predicted_lungs(pictures, self.weights, rows)
+        lungs = lungs_for(entry["network"]["name"], view.sees, pictures, self.weights, rows)
         task = get_task(entry["task"])
         return LungPictures("classify", pictures, rows, lungs, sees=view.sees, asked=task, view=view)
 
@@ -196,7 +196,7 @@ class Study:
             if recipe is None or recipe.verb != "classify" or not best.is_file():
                 print(f"{path.parent} is no finished training of a classifier: passed over", flush=True)
                 continue
-            entry = {"task": recipe.task, "preprocessing": asdict(recipe)}
+            entry = {"task": recipe.task, "network": {"name": recipe.model}, "preprocessing": asdict(recipe)}
             load = partial(_trained, recipe, best, self.device)
             yield path.parent.name, recipe, self._read(path.parent.name, entry, sha256(best), load)
 
