@@ -29,6 +29,7 @@ from train.data import (
     Pictures,
     RawPictures,
     draw_weights,
+    lung_pictures,
     predicted_lungs,
     read_index,
     split_by_image,
@@ -155,6 +156,25 @@ def test_of_equal_epochs_the_first_is_kept_and_recorded(phantoms, tmp_path):
     assert load_file(tmp_path / "one" / "best.safetensors").keys() == kept.keys() == one.keys()
     last = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["net"]
     assert not torch.equal(kept["classifier.weight"], last["classifier.weight"])
+
+
+def test_the_lowest_loss_is_kept_and_patience_ends_the_training(tmp_path):
+    losses = [0.9, 0.5, 0.7, 0.6, 0.4]
+    net, given = torch.nn.Linear(1, 1), iter(losses)
+    recipe = replace(SHORT, epochs=5, batch=2, select="val_loss", patience=2)
+    pairs = torch.utils.data.TensorDataset(torch.ones(4, 1), torch.zeros(4, 1))
+
+    def loss(net, batch):
+        return (net(batch[0]) - batch[1]).square().mean()
+
+    def train():
+        run = Run("", str(tmp_path), device="cpu")
+        engine.fit(recipe, run, net, pairs, loss, lambda net, device: {"val_loss": next(given)})
+        return json.loads((tmp_path / "result.json").read_text())["validation"]
+
+    assert train()["epoch"] == 2, "0.5, then two that are no better"
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + 4
+    assert train()["epoch"] == 2 and next(given) == 0.4, "the same command trains no further"
 
 
 def test_a_moving_average_is_what_is_kept(phantoms, tmp_path):
@@ -401,6 +421,24 @@ def test_style_augmentation_takes_its_tones_from_another_source(phantoms, tmp_pa
     assert set(lent) == {10, 200} and np.mean(np.array(lent) == 200) == pytest.approx(0.5, abs=0.12)
 
 
+def test_flips_and_turns_alone_move_the_whole_picture():
+    turn, flip = augmentation(30, True, "flip").transforms
+    assert turn.rotate == (-15, 15) and turn.p == 1 and flip.p == 0.5
+    flip.p, picture = 1, np.arange(16, dtype=np.uint8).reshape(4, 4)
+    assert np.array_equal(flip(image=picture)["image"], picture[:, ::-1])
+
+
+def test_a_recipe_may_keep_to_some_sources(phantoms, random_weights, tmp_path):
+    run = Run(str(phantoms), cache=str(tmp_path), weights=str(random_weights))
+    recipe = replace(RECIPES["classify"]["alexnet"], size=64, task="manet", sources="kermany")
+    dataset = lung_pictures(recipe, run, "train", task=MANET)
+    assert set(dataset.pictures.index.iloc[dataset.rows].source) == {"kermany"} and len(dataset) == 6
+    assert not dataset.lungs.any(), "AlexNet needs no mask"
+    assert lung_pictures(replace(recipe, model="resnet34_ma"), run, "train", task=MANET).lungs[dataset.rows].any()
+    with pytest.raises(SystemExit, match="no X-ray from mars; there are: kermany, shenzhen"):
+        lung_pictures(replace(recipe, sources="kermany,mars"), run, "train", task=MANET)
+
+
 def test_other_masks_fill_hollows_or_move_the_rim_and_leave_the_picture(rng):
     """A hollow lung becomes whole in about half of the draws; areas grow and shrink, both lungs stay apart."""
     mask, image = np.zeros((64, 64), np.uint8), rng.integers(0, 255, (64, 64), np.uint8)
@@ -439,6 +477,9 @@ def test_the_papers_recipe_departs_from_nothing_and_others_say_where():
     assert changed.departures() == {"size": {"paper": 512, "here": 224}}
     assert changed.shared() == replace(changed, model="resnet34", seed=0, init="x").shared()
     assert changed.shared() != replace(changed, lr=0.1).shared()
+    alexnet = RECIPES["classify"]["alexnet"]
+    assert alexnet.departures() == {} and (alexnet.size, alexnet.lr, alexnet.batch) == (299, 1e-4, 64)
+    assert replace(alexnet, epochs=4, seed=1).departures() == {"epochs": {"paper": 20, "here": 4}}
 
 
 def test_settings_of_an_older_training_give_its_recipe(weights):
