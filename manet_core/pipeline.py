@@ -187,8 +187,8 @@ class Analysis:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """What a classifier is shown: (1, S, S) float32 in [−1, 1], the mask of both lungs and of each, (S, S) bool."""
+class Shown:
+    """What a classifier is shown, (S, S) float32 in [−1, 1]; the mask of both lungs and of each, (S, S) bool; its box."""
 
     seen: np.ndarray
     mask: np.ndarray
@@ -338,14 +338,14 @@ class Pipeline:
                 predict_lungs(self.segmenter, [x.pixels for x, own in zip(xrays, lungs) if own is None], size)
             )
         lungs = [next(predicted) if own is None else own for own in lungs]
-        shown = {}  # by view: most classifiers share one
+        inputs = {}  # by view: most classifiers share one
         readings = [{} for _ in xrays]
         for done, name in enumerate(names):
             view = View.of(self.entries[name]["preprocessing"])
-            if view not in shown:
-                shown[view] = [_shown(x.pixels, own, view, sees or view.sees) for x, own in zip(xrays, lungs)]
+            if view not in inputs:
+                inputs[view] = [shown(x.pixels, own, view, sees or view.sees) for x, own in zip(xrays, lungs)]
             watcher = progress and (lambda share, done=done: progress(done + share, len(names)))
-            for found, reading in zip(readings, self._read(name, shown[view], explainer, watcher)):
+            for found, reading in zip(readings, self._read(name, inputs[view], explainer, watcher)):
                 found[name] = reading
             if progress:
                 progress(done + 1, len(names))
@@ -361,7 +361,7 @@ class Pipeline:
         return analyses
 
     def _read(
-        self, name: str, views: list[_Shown], explainer: Explainer | None, watcher: Callable[[float], None] | None
+        self, name: str, views: list[Shown], explainer: Explainer | None, watcher: Callable[[float], None] | None
     ) -> Iterator[Reading]:
         """The readings of one network, which sees all views at once."""
         net, entry = self.classifiers[name], self.entries[name]
@@ -388,21 +388,21 @@ def _classifiers(entries: dict[str, dict]) -> list[str]:
     return sorted(names, key=lambda name: order.get(entries[name]["network"]["name"], len(order)))
 
 
-def _shown(pixels: np.ndarray, lungs: Lungs, view: View, sees: str) -> _Shown:
-    """An X-ray as a classifier is shown it."""
+def shown(pixels: np.ndarray, lungs: Lungs, view: View, sees: str) -> Shown:
+    """An X-ray (H, W) in [0, 1] and its lungs as a classifier is shown them; `sees` is one of `preprocess.SEES`."""
     whole = lungs.at(view.working)
     box = view.box(whole)
     picture = view.cut(resize(pixels, view.working), box)
     of_right, of_left = (view.cut(side.astype(np.float32), box) for side in sides(whole))
     mask = view.cut(whole.astype(np.float32), box) > 0.5
     right = mask & (of_right >= of_left)
-    return _Shown(network_input(picture, mask, sees, np.random.default_rng(0)), mask, right, mask & ~right, box)
+    return Shown(network_input(picture, mask, sees, np.random.default_rng(0)), mask, right, mask & ~right, box)
 
 
 def _reading(
     name: str,
     entry: dict,
-    shown: _Shown,
+    shown: Shown,
     logits: torch.Tensor,
     native: tuple[int, int],
     maps: torch.Tensor | None = None,

@@ -7,9 +7,9 @@ writes evidence.json, evidence.md and reliability.png into results (for
 weights/NAME.json into results/NAME): external validation, sensitivity by class
 and source, what networks score without lung tissue, whether their features know
 the source, how calibrated they are, where their heatmaps lie and whether those
-places matter, what disturbs them, whether they notice what they do not know, and
-whether a patient or a picture is in two splits. Intervals are 95 % bootstrap over
-patients, and exact binomial where all or none of the X-rays are right.
+places matter, how explainers compare, what disturbs them, whether they notice what
+they do not know, and whether a patient or a picture is in two splits. Intervals are
+95 % bootstrap over patients, and exact binomial where all or none are right.
 
 What is measured is kept section by section. What cannot be measured, as there are
 no such X-rays or trainings, is told and left as it was.
@@ -39,6 +39,7 @@ from .measures import (
     classification,
     controls,
     duplicates,
+    explainers,
     external,
     findings,
     groups,
@@ -68,6 +69,7 @@ OF_ALL: dict[str, ModuleType] = {
     "controls": controls,
     "recipes": recipes,
     "localisation": localisation,
+    "explainers": explainers,
     "other_findings": other_findings,
     "agreement": agreement,
     "heatmaps": heatmaps,
@@ -180,11 +182,15 @@ def main() -> None:
         default=[DEFAULT],
         help="heatmaps that are laid on lesions",
     )
+    p.add_argument("--explained", type=int, default=12, help="X-rays with lesions on which explainers are compared")
+    p.add_argument(
+        "--compare", nargs="+", choices=list_explainers(), default=(), help="the explainers that are compared; all"
+    )
     p.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these anew, keep the rest of evidence.json")
     p.add_argument("--record", action="store_true", help="write temperatures and headline into manifest, card, README")
     args = p.parse_args()
     study = Study(args.data, args.weights, args.cache, args.heatmaps, args.disturbed, tuple(args.explainers),
-                  args.controls, args.recipes)  # fmt: skip
+                  args.controls, args.recipes, args.explained, tuple(args.compare))  # fmt: skip
     folder = results_folder(args.weights, args.results)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "evidence.json"

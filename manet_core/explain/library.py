@@ -26,20 +26,29 @@ class BindMask(nn.Module):
         return self.net(image, self.mask.expand(len(image), -1, -1, -1))
 
 
-class _AskedOnce(BindMask):
-    """Score-CAM shows the same hundreds of masked pictures for every class; the network need see them once."""
+class AskedOnce(nn.Module):
+    """A network that is shown the same pictures for every class: it need see them once.
 
-    def __init__(self, net: nn.Module, mask: Tensor):
-        super().__init__(net, mask)
-        self.answers, self.turn = [], 0
+    Args:
+        model: of the image alone.
+        anew: how many calls, the first ones for a class, reach the network every time all the same.
+
+    Attributes:
+        turn: calls for the present class so far; to be set to 0 before the next one.
+    """
+
+    def __init__(self, model: nn.Module, anew: int = 0):
+        super().__init__()
+        self.model, self.anew, self.answers, self.turn = model, anew, [], 0
 
     def forward(self, image: Tensor) -> Tensor:
-        turn, self.turn = self.turn, self.turn + 1
-        if turn == 0:  # the picture itself, whose features the hooks must see
-            return super().forward(image)
-        if turn > len(self.answers):
-            self.answers.append(super().forward(image))
-        return self.answers[turn - 1]
+        """What the network says of `image`, or said of it when asked for an earlier class."""
+        turn, self.turn = self.turn - self.anew, self.turn + 1
+        if turn < 0:
+            return self.model(image)
+        if turn == len(self.answers):
+            self.answers.append(self.model(image))
+        return self.answers[turn]
 
 
 def _steps(batches: range) -> Iterator[int]:
@@ -71,7 +80,8 @@ def _explain(
             return self.raw
 
     with torch.inference_mode(False), torch.enable_grad():
-        image, model = image.clone().requires_grad_(), _AskedOnce(net, mask.clone())
+        image = image.clone().requires_grad_()
+        model = AskedOnce(BindMask(net, mask.clone()), anew=1)  # the picture itself, whose features the hooks must see
         cam = Raw(model, [getattr(net, layer)])
         maps, classes = [], 1
         try:

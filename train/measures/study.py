@@ -123,6 +123,8 @@ class Study:
         heatmaps, disturbed: how many X-rays these measures take.
         explainers: names of those whose heatmaps are laid on lesions.
         controls, recipes: folders with trainings.
+        explained: on how many X-rays with lesions explainers are compared.
+        compared: names of those explainers; (): all.
     """
 
     data: Path
@@ -133,6 +135,8 @@ class Study:
     explainers: tuple[str, ...] = (DEFAULT,)
     controls: Path = Path("runs/controls")
     recipes: Path = Path("runs/recipes")
+    explained: int = 12
+    compared: tuple[str, ...] = ()
 
     @property
     def device(self) -> str:

@@ -1,0 +1,225 @@
+"""All explainers on the same X-rays: do they show what the network uses, do they find lesions, what do they cost?
+
+The X-rays are those with outlined lesions. Each heatmap is kept in the cache once it is made, so that a measurement
+that was interrupted goes on, and one of more X-rays makes only those that are new.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from manet_core import Pipeline, explain, load_xray
+from manet_core.explain import DEFAULT, Explainer, get_explainer, list_explainers
+from manet_core.explain.gradcam import scale_maps
+from manet_core.networks.registry import split_name
+from manet_core.pipeline import Shown, shown
+from manet_core.preprocess import View
+from manet_core.tasks import get_task
+from manet_core.weights import fingerprint, sha256
+
+from .heatmaps import erasure
+from .localisation import Lesion, enrichment, read_lesions
+from .markdown import number, table
+from .statistics import bootstrap_weights, mean
+from .study import NotMeasured, Study
+
+TITLE = "Explainers"
+KINDS = {  # of networks, the attentions that stand for each, the first that has weights
+    "plain": ("",),
+    "mask attention": ("ma",),
+    "CBAM": ("cbam",),
+    "AlexNet with attention": ("attn2", "attn1", "attn3"),
+}
+MEASURES = ("deletion", "insertion", "enrichment", "agreement")
+OTHER = "another X-ray's Grad-CAM"
+TEXT = """\
+Heatmaps of the true class, made by every explainer for the same networks and X-rays with outlined lesions. Deletion and
+insertion: the network's mean probability of the class while lung tissue is covered, or uncovered, hottest first; a
+heatmap of what the network uses has a low deletion and a high insertion. Enrichment: the lesion's share of the heatmap
+inside the lungs over its share of the lung area; 1 is chance. Agreement: rank correlation with Grad-CAM inside the
+lungs. Seconds: for one class of one X-ray, the median. *Another X-ray's Grad-CAM* is what any lungs would give: an
+explainer that does no better knows nothing of this X-ray."""
+
+
+class OneClass(nn.Module):
+    """A classifier that is asked for one class alone, so that an explainer has one map to make.
+
+    Args:
+        net: a `networks.classifier.Classifier`, of which all else is found here, too.
+        label: number of the class.
+    """
+
+    def __init__(self, net: nn.Module, label: int):
+        super().__init__()
+        self.net, self.label = net, label
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("net"), name)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The class's logit, (B, 1)."""
+        return self.net.forward_head(features)[:, self.label : self.label + 1]
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The class's logit, (B, 1)."""
+        return self.net(image, mask)[:, self.label : self.label + 1]
+
+
+def explained(
+    net: nn.Module, image: Tensor, mask: Tensor, label: int, explainer: Explainer
+) -> tuple[np.ndarray, float]:
+    """The heatmap of one class, (S, S) float32 in [0, 1], for image and mask (1, S, S); and the seconds it took."""
+    device = next(net.parameters()).device
+    asked, image, mask = OneClass(net, label), image[None].to(device), mask[None].to(device)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        features = asked.forward_features(image, mask)
+    _, maps = explainer.function(asked, image, mask, features)
+    heat = scale_maps(maps, image.shape[-1])[0]
+    return heat, time.perf_counter() - start
+
+
+def agreement(heat: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
+    """Rank correlation of two heatmaps inside the mask, all (S, S); NaN if one is even there."""
+    a, b = heat[mask > 0], other[mask > 0]
+    return float(spearmanr(a, b).statistic) if len(a) and np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
+
+
+def chosen(study: Study) -> dict[str, str]:
+    """{one of `KINDS`: the network that stands for it}, as far as there are weights."""
+    names = [name for names in study.tasks.values() for name in names]
+    found = {}
+    for kind, attentions in KINDS.items():
+        ranked = [name for attention in attentions for name in names if split_name(name)[1] == attention]
+        if ranked:
+            found[kind] = ranked[0]
+    return found
+
+
+def label_of(lesion: Lesion, task: str) -> int | None:
+    """The number of the one class of a task that an X-ray's label allows; None if there is not just one."""
+    allowed = np.flatnonzero(get_task(task).target(lesion.label) == 1)
+    return int(allowed[0]) if len(allowed) == 1 else None
+
+
+def sample(lesions: list[Lesion], tasks: set[str], count: int, seed: int = 0) -> list[Lesion]:
+    """At most `count` X-rays of which all tasks know the class, one of each patient, in random order."""
+    order = np.random.default_rng(seed).permutation(len(lesions))
+    known = [lesions[i] for i in order if all(label_of(lesions[i], task) is not None for task in tasks)]
+    return list({lesion.patient: lesion for lesion in reversed(known)}.values())[::-1][:count]
+
+
+def _programs() -> str:
+    """What the cached heatmaps depend on beside weights and X-rays: the explainers' programs."""
+    found = hashlib.sha256()
+    for path in sorted(Path(explain.__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def _kept(study: Study, key: list, make) -> tuple[np.ndarray, float]:
+    """What `make` returned for this key, now or at an earlier time."""
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    path = Path(study.cache) / f"explained-{digest}.npz"
+    if not path.exists():
+        heat, seconds = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.savez_compressed(file, heat=heat.astype(np.float16), seconds=seconds)
+        part.replace(path)
+    kept = np.load(path)
+    return kept["heat"].astype(np.float32), float(kept["seconds"])
+
+
+def measure(study: Study) -> dict:
+    """{"n", "device", "models": {kind: {"network", "explainers": {explainer: figures}}}}.
+
+    Figures are the `MEASURES` with their intervals and "seconds"; those of `OTHER` have no seconds.
+    """
+    networks = chosen(study)
+    if not networks:
+        raise NotMeasured("no network gives one answer")
+    task_of = {kind: study.entries[name]["task"] for kind, name in networks.items()}
+    lesions = sample(read_lesions(study.data), set(task_of.values()), study.explained)
+    if len(lesions) < 2:
+        raise NotMeasured("fewer than two patients have an outlined lesion and a class that all networks know")
+    pipe = Pipeline.load(study.weights, list(networks.values()), study.device)
+    programs = _programs()
+    views: dict[tuple[int, View], tuple[Shown, np.ndarray]] = {}
+    xrays = [load_xray(lesion.image) for lesion in lesions]
+    lungs = [pipe.analyze(x, models=[]).segmentation for x in xrays]
+
+    def seen(i: int, view: View) -> tuple[Shown, np.ndarray]:
+        """What is shown of an X-ray, and the lesion's outline there."""
+        if (i, view) not in views:
+            cut = shown(xrays[i].pixels, lungs[i], view, view.sees)
+            outline = lesions[i].outline((view.working, view.working)).astype(np.float32)
+            views[i, view] = cut, view.cut(outline, cut.box) > 0.5
+        return views[i, view]
+
+    def heat_of(i: int, kind: str, explainer: Explainer) -> tuple[np.ndarray, float]:
+        entry, label = study.entries[networks[kind]], label_of(lesions[i], task_of[kind])
+        what, _ = seen(i, View.of(entry["preprocessing"]))
+        image, mask = (torch.from_numpy(array)[None] for array in (what.seen, what.mask.astype(np.float32)))
+        key = [programs, fingerprint(entry), study.manifest["resunet"]["sha256"], explainer.name, label]
+        net = pipe.classifiers[networks[kind]]
+        return _kept(study, [*key, sha256(lesions[i].image)], lambda: explained(net, image, mask, label, explainer))
+
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for i in tqdm(range(len(lesions)), "explainers", unit="X-ray"):
+        for kind, name in networks.items():
+            net, label = pipe.classifiers[name], label_of(lesions[i], task_of[kind])
+            what, outline = seen(i, View.of(study.entries[name]["preprocessing"]))
+            image, mask = (torch.from_numpy(array)[None] for array in (what.seen, what.mask.astype(np.float32)))
+            reference, _ = heat_of(i, kind, get_explainer(DEFAULT))
+            heats = {
+                explainer: heat_of(i, kind, get_explainer(explainer))
+                for explainer in study.compared or list_explainers()
+                if get_explainer(explainer).suits(net)
+            }
+            heats[OTHER] = heat_of(abs(i - 1), kind, get_explainer(DEFAULT))[0], float("nan")
+            for explainer, (heat, seconds) in heats.items():
+                out = values.setdefault((kind, explainer), {})
+                deletion, insertion = erasure(net, image, mask, label, heat)
+                enriched, alike = enrichment(heat, what.mask, outline), agreement(heat, reference, what.mask)
+                for key, value in zip((*MEASURES, "seconds"), (deletion, insertion, enriched, alike, seconds)):
+                    out.setdefault(key, []).append(value)
+    weights = bootstrap_weights(np.array([lesion.patient for lesion in lesions]))
+    models: dict[str, dict] = {kind: {"network": name, "explainers": {}} for kind, name in networks.items()}
+    for (kind, explainer), found in values.items():
+        figures = {key: mean(np.array(found[key]), weights) for key in MEASURES}
+        if explainer != OTHER:
+            figures["seconds"] = float(np.median(found["seconds"]))
+        models[kind]["explainers"][explainer] = figures
+    threads = f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    device = torch.cuda.get_device_name() if study.device == "cuda" else threads
+    return {"n": len(lesions), "device": device, "models": models}
+
+
+def lines(evidence: dict) -> list[str]:
+    """One table: a row for each network and explainer, and one for each kind of network without weights."""
+    found, rows = evidence["explainers"], []
+    for kind in KINDS:
+        if kind not in found["models"]:
+            rows.append([f"{kind}: no weights in this manifest", *[""] * (len(MEASURES) + 2)])
+            continue
+        model = found["models"][kind]
+        for explainer, figures in model["explainers"].items():
+            title = explainer if explainer == OTHER else get_explainer(explainer).title
+            cells = [number(figures[key], 2) for key in MEASURES]
+            seconds = f"{figures['seconds']:.1f}" if "seconds" in figures else ""
+            rows.append([f"`{model['network']}`", title, *cells, seconds])
+    about = f"{found['n']} X-rays, each of another patient; {found['device']}."
+    return [TEXT, "", about, "", *table(["network", "explainer", *(f"{m} (95 % CI)" for m in MEASURES), "s"], rows)]
