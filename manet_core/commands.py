@@ -38,13 +38,14 @@ def run(args: argparse.Namespace) -> int:
 
 def analyze(args: argparse.Namespace) -> int:
     """Write a panel PNG per image and results.json; 0: all read, 1: some failed, 130: interrupted."""
+    names = None if args.models is None else [name for name in args.models.split(",") if name]
     try:
         explainer = get_explainer(args.explainer)
+        pipe = Pipeline.load(args.weights, names, args.device)
+        pipe.check_suits(explainer)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    names = None if args.models is None else [name for name in args.models.split(",") if name]
-    pipe = Pipeline.load(args.weights, names, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     results, table = [], []
     _save(results, args.out)

@@ -188,7 +188,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a classifier is shown, (S, S) float32 in [−1, 1]; the mask of both lungs and of each, (S, S) bool; its box."""
+    """What a classifier is shown, (S, S) float32 in [−1, 1]; the mask of both lungs, of each, (S, S) bool; the box."""
 
     seen: np.ndarray
     mask: np.ndarray
@@ -279,7 +279,7 @@ class Pipeline:
 
         Raises:
             WeightsError: a model that is not loaded.
-            ValueError: there is no such `sees` or `explainer`.
+            ValueError: there is no such `sees` or `explainer`, or it does not suit one of the models.
         """
         (analysis,) = self._analyze([x], self._names(models), get_explainer(explainer), [lungs], sees, progress)
         return analysis
@@ -322,6 +322,20 @@ class Pipeline:
                 raise WeightsError(f"{name!r} is not loaded; loaded are: {', '.join(self.models) or 'none'}.")
         return names
 
+    def check_suits(self, explainer: Explainer, models: list[str] | None = None) -> None:
+        """Nothing, if an explainer suits loaded `models`; None: all.
+
+        Raises:
+            WeightsError: a model that is not loaded.
+            ValueError: one of them cannot be explained so; one sentence that says which, and what to do.
+        """
+        unsuited = [name for name in self._names(models) if not explainer.suits(self.classifiers[name])]
+        if unsuited:
+            raise ValueError(
+                f"The explainer {explainer.name!r} does not suit {', '.join(unsuited)}; "
+                "choose another explainer, or only networks that it suits."
+            )
+
     def _analyze(
         self,
         xrays: list[XRay],
@@ -331,6 +345,8 @@ class Pipeline:
         sees: str | None,
         progress: Progress | None = None,
     ) -> list[Analysis]:
+        if explainer is not None:
+            self.check_suits(explainer, names)
         predicted = iter(())
         if None in lungs:
             size = self.entries[SEGMENTER]["preprocessing"]["size"]

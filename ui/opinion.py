@@ -207,8 +207,7 @@ class OpinionTab:
             yield {self.status: render.stage("Loading the models …"), self.drop: None}
             count = len(self.networks.get().models)
             yield {self.status: render.stage(f"Segmenting the lungs and running {count} networks …")}
-            fast = DEFAULT if get_explainer(explainer).slow else explainer  # minutes are spent only when asked for
-            analysis = self.networks.analyze(x, explainer=fast)
+            analysis = self.networks.analyze(x, explainer=self._at_once(explainer))
             film = self.networks.keep(x, analysis)
         except (XRayError, WeightsError) as error:
             yield self._refusal(str(error))
@@ -218,6 +217,12 @@ class OpinionTab:
             yield self._refusal("The analysis failed, and the server’s log says why; try another picture.")
             return
         yield self._shown(film, quiz, view) | {self.pictures: render.pictures(analysis)}
+
+    def _at_once(self, name: str) -> str:
+        """This explainer, if it suits all networks and is fast: minutes are spent only when asked for."""
+        explainer = get_explainer(name)
+        suits = all(map(explainer.suits, self.networks.get().classifiers.values()))
+        return name if suits and not explainer.slow else DEFAULT
 
     def _refusal(self, sentence: str) -> dict:
         return {
@@ -254,8 +259,14 @@ class OpinionTab:
         if film is None:
             yield {self.progress: render.alert("The result has expired", ["Drop the X-ray again."])}
             return
-        mine = self._explaining[request.session_hash] = object()
         title, told = get_explainer(name).title, SimpleQueue()
+        try:
+            self.networks.get().check_suits(get_explainer(name), list(film.analysis.readings))
+        except ValueError as error:
+            self.forget(request.session_hash)
+            yield self._unexplained(film, title, str(error))
+            return
+        mine = self._explaining[request.session_hash] = object()
 
         def go_on() -> None:
             if self._explaining.get(request.session_hash) is not mine:
@@ -285,12 +296,7 @@ class OpinionTab:
             return
         except Exception:
             logging.exception("The explanation failed.")
-            yield {
-                self.progress: render.alert(
-                    f"No heatmaps by {title}", ["They could not be computed, and the server’s log says why."]
-                ),
-                self.explainer: film.analysis.explainer,
-            }
+            yield self._unexplained(film, title, "They could not be computed, and the server’s log says why.")
             return
         finally:
             if self._explaining.get(request.session_hash) is mine:
@@ -300,6 +306,12 @@ class OpinionTab:
             self.progress: "",
             self.cards: render.cards(film.analysis, render.View(explain, colours, scale)),
             self.notes: render.notes(film.analysis),
+        }
+
+    def _unexplained(self, film: Film, title: str, sentence: str) -> dict:
+        return {
+            self.progress: render.alert(f"No heatmaps by {title}", [sentence]),
+            self.explainer: film.analysis.explainer,
         }
 
     def _reveal(self, film: Film | None, guess: str, score: tuple[int, int]) -> dict:

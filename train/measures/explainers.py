@@ -8,6 +8,9 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from manet_core import Pipeline, explain, load_xray
 from manet_core.explain import DEFAULT, Explainer, get_explainer, list_explainers
 from manet_core.explain.gradcam import scale_maps
 from manet_core.networks.registry import split_name
-from manet_core.pipeline import Shown, shown
+from manet_core.pipeline import shown
 from manet_core.preprocess import View
 from manet_core.tasks import get_task
 from manet_core.weights import fingerprint, sha256
@@ -45,7 +48,7 @@ Heatmaps of the true class, made by every explainer for the same networks and X-
 insertion: the network's mean probability of the class while lung tissue is covered, or uncovered, hottest first; a
 heatmap of what the network uses has a low deletion and a high insertion. Enrichment: the lesion's share of the heatmap
 inside the lungs over its share of the lung area; 1 is chance. Agreement: rank correlation with Grad-CAM inside the
-lungs. Seconds: for one class of one X-ray, the median. *Another X-ray's Grad-CAM* is what any lungs would give: an
+lungs. Seconds: of processor or GPU for one class of one X-ray, the median. *Another X-ray's Grad-CAM* is what any lungs would give: an
 explainer that does no better knows nothing of this X-ray."""
 
 
@@ -79,15 +82,19 @@ class OneClass(nn.Module):
 def explained(
     net: nn.Module, image: Tensor, mask: Tensor, label: int, explainer: Explainer
 ) -> tuple[np.ndarray, float]:
-    """The heatmap of one class, (S, S) float32 in [0, 1], for image and mask (1, S, S); and the seconds it took."""
+    """The heatmap of one class, (S, S) float32 in [0, 1], for image and mask (1, S, S); and the seconds it took.
+
+    On a CPU these are its own, whatever else it did meanwhile.
+    """
     device = next(net.parameters()).device
     asked, image, mask = OneClass(net, label), image[None].to(device), mask[None].to(device)
-    start = time.perf_counter()
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = clock()
     with torch.inference_mode():
         features = asked.forward_features(image, mask)
     _, maps = explainer.function(asked, image, mask, features)
     heat = scale_maps(maps, image.shape[-1])[0]
-    return heat, time.perf_counter() - start
+    return heat, clock() - start
 
 
 def agreement(heat: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
@@ -128,19 +135,67 @@ def _programs() -> str:
     return found.hexdigest()
 
 
-def _kept(study: Study, key: list, make) -> tuple[np.ndarray, float]:
+def _kept(study: Study, key: list, make: Callable[[], dict]) -> dict[str, np.ndarray]:
     """What `make` returned for this key, now or at an earlier time."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = Path(study.cache) / f"explained-{digest}.npz"
     if not path.exists():
-        heat, seconds = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as file:
-            np.savez_compressed(file, heat=heat.astype(np.float16), seconds=seconds)
+            np.savez_compressed(file, **make())
         part.replace(path)
-    kept = np.load(path)
-    return kept["heat"].astype(np.float32), float(kept["seconds"])
+    return dict(np.load(path))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An X-ray as one network is shown it, and what is asked of both.
+
+    Attributes:
+        net, image, mask: image and mask are (1, S, S) float32.
+        outline: of the lesion, (S, S) bool.
+        label: number of the true class.
+        key: what says which network, X-ray and class these are.
+    """
+
+    net: nn.Module
+    image: Tensor
+    mask: Tensor
+    outline: np.ndarray
+    label: int
+    key: list
+
+    def heat(self, study: Study, explainer: str) -> dict[str, np.ndarray]:
+        """{"heat": (S, S) float32, "seconds", "deletion", "insertion"} by an explainer."""
+
+        def make() -> dict:
+            heat, seconds = explained(self.net, self.image, self.mask, self.label, get_explainer(explainer))
+            return {"heat": heat, "seconds": seconds} | self.erased(heat)
+
+        return _kept(study, [*self.key, explainer], make)
+
+    def erased(self, heat: np.ndarray) -> dict[str, float]:
+        """{"deletion", "insertion"} by a heatmap (S, S)."""
+        return dict(zip(MEASURES, erasure(self.net, self.image, self.mask, self.label, heat)))
+
+
+def cases(study: Study, networks: dict[str, str], lesions: list[Lesion]) -> Iterator[dict[str, Case]]:
+    """For each X-ray {kind: its `Case`}."""
+    pipe = Pipeline.load(study.weights, list(networks.values()), study.device)
+    programs = _programs()
+    for lesion in lesions:
+        x, out = load_xray(lesion.image), {}
+        lungs = pipe.analyze(x, models=[]).segmentation
+        for kind, name in networks.items():
+            entry = study.entries[name]
+            view, label = View.of(entry["preprocessing"]), label_of(lesion, entry["task"])
+            cut = shown(x.pixels, lungs, view, view.sees)
+            outline = view.cut(lesion.outline((view.working, view.working)).astype(np.float32), cut.box) > 0.5
+            image, mask = (torch.from_numpy(array)[None] for array in (cut.seen, cut.mask.astype(np.float32)))
+            key = [programs, fingerprint(entry), study.manifest["resunet"]["sha256"], sha256(lesion.image), label]
+            out[kind] = Case(pipe.classifiers[name], image, mask, outline, label, key)
+        yield out
 
 
 def measure(study: Study) -> dict:
@@ -151,51 +206,32 @@ def measure(study: Study) -> dict:
     networks = chosen(study)
     if not networks:
         raise NotMeasured("no network gives one answer")
-    task_of = {kind: study.entries[name]["task"] for kind, name in networks.items()}
-    lesions = sample(read_lesions(study.data), set(task_of.values()), study.explained)
+    tasks = {study.entries[name]["task"] for name in networks.values()}
+    lesions = sample(read_lesions(study.data), tasks, study.explained)
     if len(lesions) < 2:
         raise NotMeasured("fewer than two patients have an outlined lesion and a class that all networks know")
-    pipe = Pipeline.load(study.weights, list(networks.values()), study.device)
-    programs = _programs()
-    views: dict[tuple[int, View], tuple[Shown, np.ndarray]] = {}
-    xrays = [load_xray(lesion.image) for lesion in lesions]
-    lungs = [pipe.analyze(x, models=[]).segmentation for x in xrays]
-
-    def seen(i: int, view: View) -> tuple[Shown, np.ndarray]:
-        """What is shown of an X-ray, and the lesion's outline there."""
-        if (i, view) not in views:
-            cut = shown(xrays[i].pixels, lungs[i], view, view.sees)
-            outline = lesions[i].outline((view.working, view.working)).astype(np.float32)
-            views[i, view] = cut, view.cut(outline, cut.box) > 0.5
-        return views[i, view]
-
-    def heat_of(i: int, kind: str, explainer: Explainer) -> tuple[np.ndarray, float]:
-        entry, label = study.entries[networks[kind]], label_of(lesions[i], task_of[kind])
-        what, _ = seen(i, View.of(entry["preprocessing"]))
-        image, mask = (torch.from_numpy(array)[None] for array in (what.seen, what.mask.astype(np.float32)))
-        key = [programs, fingerprint(entry), study.manifest["resunet"]["sha256"], explainer.name, label]
-        net = pipe.classifiers[networks[kind]]
-        return _kept(study, [*key, sha256(lesions[i].image)], lambda: explained(net, image, mask, label, explainer))
-
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for i in tqdm(range(len(lesions)), "explainers", unit="X-ray"):
-        for kind, name in networks.items():
-            net, label = pipe.classifiers[name], label_of(lesions[i], task_of[kind])
-            what, outline = seen(i, View.of(study.entries[name]["preprocessing"]))
-            image, mask = (torch.from_numpy(array)[None] for array in (what.seen, what.mask.astype(np.float32)))
-            reference, _ = heat_of(i, kind, get_explainer(DEFAULT))
+    every = list(cases(study, networks, lesions))
+    for i, of_xray in enumerate(tqdm(every, "explainers", unit="X-ray")):
+        for kind, case in of_xray.items():
+            reference, other = (
+                case.heat(study, DEFAULT),
+                every[abs(i - 1)][kind],
+            )  # the one before; the second's at first
             heats = {
-                explainer: heat_of(i, kind, get_explainer(explainer))
+                explainer: case.heat(study, explainer)
                 for explainer in study.compared or list_explainers()
-                if get_explainer(explainer).suits(net)
+                if get_explainer(explainer).suits(case.net)
             }
-            heats[OTHER] = heat_of(abs(i - 1), kind, get_explainer(DEFAULT))[0], float("nan")
-            for explainer, (heat, seconds) in heats.items():
+            heat = other.heat(study, DEFAULT)["heat"]
+            heats[OTHER] = {"heat": heat} | _kept(study, [*case.key, other.key], partial(case.erased, heat))
+            mask = case.mask[0].numpy() > 0
+            for explainer, found in heats.items():
+                found["enrichment"] = enrichment(found["heat"], mask, case.outline)
+                found["agreement"] = agreement(found["heat"], reference["heat"], mask)
                 out = values.setdefault((kind, explainer), {})
-                deletion, insertion = erasure(net, image, mask, label, heat)
-                enriched, alike = enrichment(heat, what.mask, outline), agreement(heat, reference, what.mask)
-                for key, value in zip((*MEASURES, "seconds"), (deletion, insertion, enriched, alike, seconds)):
-                    out.setdefault(key, []).append(value)
+                for key in found.keys() - {"heat"}:
+                    out.setdefault(key, []).append(float(found[key]))
     weights = bootstrap_weights(np.array([lesion.patient for lesion in lesions]))
     models: dict[str, dict] = {kind: {"network": name, "explainers": {}} for kind, name in networks.items()}
     for (kind, explainer), found in values.items():
