@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import make_weights
 from scipy.special import logsumexp, softmax
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
-from manet_core import CLASSES, Pipeline, load_xray
+from manet_core import CLASSES, Pipeline, create_classifier, load_xray
+from manet_core.explain import get_explainer
+from manet_core.explain.gradcam import scale_maps
 from manet_core.phantom import phantom
 from manet_core.preprocess import SEES, network_input
 from manet_core.tasks import GUIDED, MANET, NIH14
@@ -20,6 +24,7 @@ from train.measures import (
     agreement,
     classification,
     controls,
+    explainers,
     external,
     findings,
     groups,
@@ -435,6 +440,72 @@ def test_another_patients_heatmap_gains_nothing_from_one_blob():
     assert own["pointing"]["value"] == 1 and own["n"] == 12
 
 
+# --- explainers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gradcam", "layercam", "gradientshap"])
+def test_an_explainer_that_is_asked_for_one_class_makes_the_same_map(name):
+    torch.manual_seed(0)
+    net = create_classifier("efficientnet_lite0_ma", 3).eval().requires_grad_(False)
+    image, mask = torch.rand(1, 64, 64), torch.ones(1, 64, 64)
+    explainer = get_explainer(name)
+    features = net.forward_features(image[None], mask[None])
+    every = scale_maps(explainer.function(net, image[None], mask[None], features)[1], 64)
+    heat, seconds = explainers.explained(net, image, mask, 1, explainer)
+    np.testing.assert_allclose(heat, every[1], atol=1e-3)
+    assert seconds > 0 and heat.max() > 0.9 and not np.allclose(every[0], every[1], atol=0.1)
+
+
+def test_agreement_is_a_rank_correlation_inside_the_mask(rng):
+    heat, mask = rng.random((8, 8)), np.zeros((8, 8))
+    mask[2:6] = 1
+    other = np.where(mask > 0, heat**3, 5)
+    assert explainers.agreement(heat, other, mask) == pytest.approx(1)
+    assert explainers.agreement(heat, -other, mask) == pytest.approx(-1)
+    assert np.isnan(explainers.agreement(heat, np.ones((8, 8)), mask))
+
+
+def test_explainers_are_compared_on_patients_whose_class_every_network_knows():
+    labels = ["COVID-19", "Bacterial pneumonia", "COVID-19", "Pneumonia (unspecified)"] * 3
+    lesions = [localisation.Lesion(Path(f"{i}.png"), label, f"p{i // 2}", ()) for i, label in enumerate(labels)]
+    drawn = explainers.sample(lesions, {"manet", "guided"}, 99)
+    assert sorted(lesion.patient for lesion in drawn) == [f"p{i}" for i in range(6)]
+    assert {lesion.label for lesion in drawn} <= {"COVID-19", "Bacterial pneumonia"}
+    assert {lesion.label for lesion in explainers.sample(lesions, {"covid"}, 99)} == {"COVID-19"}
+    assert explainers.sample(lesions, {"manet", "guided"}, 3) == drawn[:3], "more X-rays come after those of before"
+
+
+def test_explainers_are_compared_network_by_network(hospitals, tmp_path, monkeypatch):
+    tasks = {"efficientnet_lite0": "manet", "efficientnet_lite0_ma": "manet", "alexnet_attn1": "guided"}
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    make_weights(weights, tasks, alexnet_attn1={"size": 96, "sees": "whole"})
+    compared = ("gradcam", "occlusion", "attention")
+    study = Study(hospitals, weights, tmp_path / "cache", explained=3, compared=compared)
+    found = explainers.measure(study)
+    assert found["n"] == 3 and found["models"].keys() == {"plain", "mask attention", "AlexNet with attention"}
+    of_plain, of_attention = (found["models"][kind]["explainers"] for kind in ("plain", "AlexNet with attention"))
+    assert list(of_plain) == ["gradcam", "occlusion", explainers.OTHER], "attention suits AlexNet alone"
+    assert list(of_attention) == [*compared, explainers.OTHER]
+    assert of_plain["gradcam"]["agreement"]["value"] == pytest.approx(1) and of_plain["occlusion"]["seconds"] > 0
+    text = "\n".join(explainers.lines({"explainers": found}))
+    assert "| CBAM: no weights in this manifest |" in text and "3 X-rays" in text and "nan |" not in text
+
+    lesions = explainers.sample(localisation.read_lesions(hospitals), {"manet", "guided"}, 3)
+    all_cases = list(explainers.cases(study, {"plain": "efficientnet_lite0"}, lesions))
+    heats = [case["plain"].heat(study, "gradcam")["heat"] for case in all_cases]
+    erased = [case["plain"].erased(heats[other])["deletion"] for case, other in zip(all_cases, (1, 0, 1))]
+    assert of_plain[explainers.OTHER]["deletion"]["value"] == pytest.approx(np.mean(erased), abs=1e-6)
+
+    def none(*_):
+        raise AssertionError("it was in the cache")
+
+    monkeypatch.setattr(explainers, "explained", none)
+    assert explainers.measure(study) == found
+    with pytest.raises(NotMeasured, match="two patients"):
+        explainers.measure(Study(hospitals, weights, tmp_path / "cache", explained=1))
+
+
 # --- controls -------------------------------------------------------------------------------------------------------
 
 
@@ -577,7 +648,8 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     recipes = tmp_path / "recipes"
     shutil.copytree(out, recipes / "again")
     runs = ["--controls", out.parent, "--recipes", recipes, "--results", results]
-    run(evidence, *common, *runs, "--heatmaps", 5, "--disturbed", 5, "--explainers", "gradcam", "--record")
+    run(evidence, *common, *runs, "--heatmaps", 5, "--disturbed", 5, "--explainers", "gradcam", "--explained", 2,
+        "--compare", "gradcam", "--record")  # fmt: skip
 
     found = json.loads((results / "evidence.json").read_text())
     assert list(found["models"]) == ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
@@ -603,7 +675,7 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     assert found["localisation"]["n"] == 4 and found["localisation"]["covered"]["value"] >= 0
     assert found["localisation"]["models"]["efficientnet_lite0"].keys() == {"gradcam"}
     assert found["other_findings"]["manet"]["n"] == 4 and found["agreement"]["manet"]["models"] == list(found["models"])
-    assert found["heatmaps"]["manet"]["n"] == 5
+    assert found["heatmaps"]["manet"]["n"] == 5 and found["explainers"]["n"] == 2
     rows = classification.confusion_by_source(found["models"])
     test_rows = [row for row in rows if row[0].startswith("test") and row[3] == "`efficientnet_lite0`"]
     assert sum(sum(row[4:]) for row in test_rows) == 8 and all(sum(row[4:]) == row[2] for row in rows)
@@ -630,7 +702,7 @@ def test_a_set_without_a_network_of_one_answer_is_told_so(hospitals, many_tasks,
     (tmp_path / "weights").mkdir()
     write_manifest(tmp_path / "weights", entries)
     study = Study(hospitals, tmp_path / "weights", tmp_path / "cache")
-    for measure in (robustness.measure, localisation.measure):
+    for measure in (robustness.measure, localisation.measure, explainers.measure):
         with pytest.raises(NotMeasured, match="one answer"):
             measure(study)
 

@@ -48,8 +48,9 @@ Heatmaps of the true class, made by every explainer for the same networks and X-
 insertion: the network's mean probability of the class while lung tissue is covered, or uncovered, hottest first; a
 heatmap of what the network uses has a low deletion and a high insertion. Enrichment: the lesion's share of the heatmap
 inside the lungs over its share of the lung area; 1 is chance. Agreement: rank correlation with Grad-CAM inside the
-lungs. Seconds: of processor or GPU for one class of one X-ray, the median. *Another X-ray's Grad-CAM* is what any lungs would give: an
-explainer that does no better knows nothing of this X-ray."""
+lungs. Seconds: of processor or GPU for one class of one X-ray, the median. *Another X-ray's Grad-CAM* is what any lungs
+would give: an explainer that does no better knows nothing of this X-ray. Most of these X-rays are in the training
+split, but without their lesions."""
 
 
 class OneClass(nn.Module):
