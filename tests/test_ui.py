@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -342,6 +343,8 @@ def test_notes_say_what_a_heatmap_is(readings):
     _well_formed(html)
     assert "2×2 cells" in html and "scaled on its own" in html and "Grad-CAM" in html
     assert render.notes(_analysis({})) == ""
+    by_pieces = render.notes(replace(_analysis(readings), explainer="lime"))
+    assert "(LIME)" in by_pieces and "30 superpixels" in by_pieces and "cells" not in by_pieces
 
 
 def test_texts_are_escaped():

@@ -271,11 +271,12 @@ def notes(analysis: Analysis) -> str:
     if not analysis.readings:
         return ""
     native = sorted({"{}×{}".format(*reading.native) for reading in analysis.readings.values()})
+    explainer = get_explainer(analysis.explainer)
+    fineness = explainer.note or f"A heatmap has {', '.join(native)} cells, whatever its outline suggests."
     cropped = any(reading.box != WHOLE for reading in analysis.readings.values())
     return f"""
-<div class="notes"><p>A heatmap ({escape(get_explainer(analysis.explainer).title)}) that is scaled on its own cannot
-be compared with another panel’s; its raw peak can, among the classes of one network. A heatmap has
-{escape(", ".join(native))} cells, whatever its outline suggests.
+<div class="notes"><p>A heatmap ({escape(explainer.title)}) that is scaled on its own cannot
+be compared with another panel’s; its raw peak can, among the classes of one network. {escape(fineness)}
 {"A heatmap that ends at a straight edge is of a network that is shown the lungs’ box alone." if cropped else ""}
 <b>In lung</b> is the share of the heatmap inside the mask; mask attention (MA) sets what lies outside the lungs to
 zero, so that this share is high partly by construction, and no proof of better reasoning.</p></div>

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .attention import attention, has_attention
-from .attribution import gradient_shap, integrated_gradients, kernel_shap, lime, occlusion
+from .attribution import SUPERPIXELS, WINDOWS, gradient_shap, integrated_gradients, kernel_shap, lime, occlusion
 from .gradcam import grad_cam
 from .library import explain_with
 
@@ -27,6 +27,7 @@ class Explainer:
             (logits (K,), maps (K, h, w)), one map for each class, raw and ≥ 0; (h, w) is the explainer's to choose.
         slow: it takes many seconds or minutes, so whoever calls it should show its progress.
         suits: whether it can explain a network; `function` raises a `ValueError` of one sentence where it cannot.
+        note: a sentence for whoever reads its heatmaps; "" where they have as many cells as (h, w) says.
     """
 
     name: str
@@ -34,13 +35,14 @@ class Explainer:
     function: Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     slow: bool = False
     suits: Callable[[nn.Module], bool] = lambda net: True
+    note: str = ""
 
 
 _EXPLAINERS: dict[str, Explainer] = {}
 
 
 def register_explainer(name: str, title: str, function: Callable, slow: bool = False, **options) -> Explainer:
-    """Add an explainer (see `Explainer`); its name must be new.
+    """Add an explainer (see `Explainer`, which takes `options`, too); its name must be new.
 
     Raises:
         ValueError: there is an explainer of this name already.
@@ -74,9 +76,18 @@ register_explainer("layercam-finer", "LayerCAM, one block earlier", explain_with
 register_explainer("gradcam++", "Grad-CAM++", explain_with("GradCAMPlusPlus"))
 register_explainer("eigencam", "Eigen-CAM", explain_with("EigenCAM"))
 register_explainer("scorecam", "Score-CAM", explain_with("ScoreCAM"), slow=True)
-register_explainer("attention", "The network's own attention", attention, suits=has_attention)
-register_explainer("lime", "LIME", lime, slow=True)
-register_explainer("kernelshap", "KernelSHAP", kernel_shap, slow=True)
-register_explainer("gradientshap", "GradientSHAP", gradient_shap, slow=True)
-register_explainer("occlusion", "Occlusion", occlusion, slow=True)
-register_explainer("integratedgradients", "Integrated gradients", integrated_gradients, slow=True)
+register_explainer(
+    "attention",
+    "The network's own attention",
+    attention,
+    suits=has_attention,
+    note="It shows where the network looks, before it decides: the same for every class.",
+)
+_SUPERPIXELS = f"It tells about {SUPERPIXELS} superpixels of the lungs from each other, and nothing within one."
+register_explainer("lime", "LIME", lime, slow=True, note=_SUPERPIXELS)
+register_explainer("kernelshap", "KernelSHAP", kernel_shap, slow=True, note=_SUPERPIXELS)
+_PIXELS = "It weighs each pixel on its own and looks grainy: only a region in which many agree means something."
+register_explainer("gradientshap", "GradientSHAP", gradient_shap, slow=True, note=_PIXELS)
+_WINDOWS = f"It was made with windows of 1/{WINDOWS} of the picture's side, and shows nothing finer."
+register_explainer("occlusion", "Occlusion", occlusion, slow=True, note=_WINDOWS)
+register_explainer("integratedgradients", "Integrated gradients", integrated_gradients, slow=True, note=_PIXELS)

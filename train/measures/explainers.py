@@ -129,9 +129,9 @@ def sample(lesions: list[Lesion], tasks: set[str], count: int, seed: int = 0) ->
 
 
 def _programs() -> str:
-    """What the cached heatmaps depend on beside weights and X-rays: the explainers' programs."""
+    """What the cached heatmaps depend on beside weights and X-rays: the explainers' programs, not their registry."""
     found = hashlib.sha256()
-    for path in sorted(Path(explain.__file__).parent.glob("*.py")):
+    for path in sorted(Path(explain.__file__).parent.glob("[!_]*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()
 
