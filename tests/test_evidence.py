@@ -443,7 +443,7 @@ def test_another_patients_heatmap_gains_nothing_from_one_blob():
 # --- explainers -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gradcam", "layercam", "gradientshap"])
+@pytest.mark.parametrize("name", ["gradcam", "layercam", "occlusion"])
 def test_an_explainer_that_is_asked_for_one_class_makes_the_same_map(name):
     torch.manual_seed(0)
     net = create_classifier("efficientnet_lite0_ma", 3).eval().requires_grad_(False)
@@ -451,9 +451,9 @@ def test_an_explainer_that_is_asked_for_one_class_makes_the_same_map(name):
     explainer = get_explainer(name)
     features = net.forward_features(image[None], mask[None])
     every = scale_maps(explainer.function(net, image[None], mask[None], features)[1], 64)
-    heat, seconds = explainers.explained(net, image, mask, 1, explainer)
-    np.testing.assert_allclose(heat, every[1], atol=1e-3)
-    assert seconds > 0 and heat.max() > 0.9 and not np.allclose(every[0], every[1], atol=0.1)
+    heat, seconds = explainers.explained(net, image, mask, 2, explainer)
+    np.testing.assert_allclose(heat, every[2], atol=1e-3)
+    assert seconds > 0 and heat.max() > 0.9 and not np.allclose(every[1], every[2], atol=0.01)
 
 
 def test_agreement_is_a_rank_correlation_inside_the_mask(rng):
