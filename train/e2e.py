@@ -60,9 +60,7 @@ class EndToEndRecipe(Recipe):
     dice: float = _setting(1.0, "weight of the Dice loss")
     cross_entropy: float = _setting(1.0, "weight of the cross entropy")
     films: int = _setting(0, "films of an epoch; 0: as many as there are")
-    start: str = _setting(
-        "", "classifier to start from: of --weights, or a .safetensors file; BACKBONE_nma unless given"
-    )
+    start: str = _setting("", "classifier to start from, of --weights or a .safetensors file; default: BACKBONE_nma")
 
 
 RECIPE = EndToEndRecipe(
@@ -145,9 +143,7 @@ def started(recipe: EndToEndRecipe, run: Run) -> e2e.EndToEnd:
     except WeightsError as error:
         raise SystemExit(f"{error} Train a classifier and name its weights with --start.") from None
     except (RuntimeError, OSError):
-        raise SystemExit(
-            f"The weights of the {what} are not there, or not those of a part of {recipe.model}."
-        ) from None
+        raise SystemExit(f"The weights of the {what} are missing, or not those of a part of {recipe.model}.") from None
     return net
 
 
@@ -324,7 +320,7 @@ def compare(answers: dict[str, list[dict]], labels: np.ndarray, patients: np.nda
 def over_trials(values: np.ndarray, groups: np.ndarray, weights: np.ndarray) -> dict[str, float]:
     """Mean over `groups` (N, G) bool of the means of `values` (T, N); its interval resamples patients and trials."""
     means, drawn = zip(*(group_means(trial, groups, weights) for trial in values))
-    return interval(np.mean(means), spread(np.nanmean(drawn, 2)))
+    return interval(np.mean(means), spread(np.mean(drawn, 2)))  # a draw without any of a group counts for nothing
 
 
 def markdown(results: dict) -> str:

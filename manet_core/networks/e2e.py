@@ -89,7 +89,7 @@ class EndToEnd(Classifier):
         return (logits, masks) if every_convention else logits
 
     def _mask(self, logits: Tensor, image: Tensor) -> Tensor:
-        return self.between(logits[:, :1].float().sigmoid(), image.shape[-2:])
+        return self.between(logits[:, :1].to(image.dtype).sigmoid(), image.shape[-2:])
 
     def _see(self, image: Tensor, mask: Tensor) -> Tensor:
         """Features of image × mask, min–max scaled to [−1, 1] (MANet, section 3.2), under the mask's attention."""
