@@ -49,6 +49,7 @@ ARMS = tuple(TITLES)
 
 
 def _setting(default, help: str):
+    """A field of which no paper says anything."""
     return field(default=default, metadata={"help": help, "choices": None, "paper": False})
 
 
@@ -60,6 +61,7 @@ class EndToEndRecipe(Recipe):
     dice: float = _setting(1.0, "weight of the Dice loss")
     cross_entropy: float = _setting(1.0, "weight of the cross entropy")
     films: int = _setting(0, "films of an epoch; 0: as many as there are")
+    val: int = _setting(0, "films to validate on; 0: all")
     start: str = _setting("", "classifier to start from, of --weights or a .safetensors file; default: BACKBONE_nma")
 
 
@@ -70,8 +72,9 @@ RECIPE = EndToEndRecipe(
 )  # fmt: skip
 OPTIONS = (
     *("model", "size", "epochs", "batch", "lr", "weight_decay", "balance", "label_smoothing", "select", "precision"),
-    *("dice", "cross_entropy", "films", "start"),
+    *("dice", "cross_entropy", "films", "val", "start"),
 )
+SELECT = ("val_loss", "accuracy", "macro_f1", "group_sensitivity")  # figures that both arms have
 
 
 class TwoStages(e2e.EndToEnd):
@@ -181,14 +184,14 @@ def _at_segmenter(reference: Tensor) -> Tensor:
     return (F.interpolate(reference.float(), (e2e.SIZE, e2e.SIZE), mode="bilinear", antialias=True) > 0.5).float()
 
 
-def train(recipe: EndToEndRecipe, run: Run, val: int = 0) -> dict:
-    """Train one arm; what `fit` returns and leaves in `run.out`. `val`: X-rays to validate on, 0 for all."""
+def train(recipe: EndToEndRecipe, run: Run) -> dict:
+    """Train one arm; what `fit` returns and leaves in `run.out`. Of a finished one it only checks the settings."""
     torch.manual_seed(recipe.seed)
     device, net = device_of(run), started(recipe, run)
     pictures = Pictures(run.data, recipe.size, run.cache)
     rows = pictures.rows(*MANET.splits, task=MANET)
     train_set = Films(pictures, rows, recipe.films or len(rows))
-    seen = sample(pictures.rows("val", task=MANET), val)
+    seen = sample(pictures.rows("val", task=MANET), recipe.val)
     labels, index = pictures.labels(seen), pictures.index.iloc[seen]
     groups = (index.label + " of " + index.source).to_numpy()
     generator, layout = torch.Generator(device), memory_format(recipe, device)
@@ -216,7 +219,8 @@ def train(recipe: EndToEndRecipe, run: Run, val: int = 0) -> dict:
     def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
         found = read(net, pictures, seen, device, run.weights)
         figure = figures(found["probabilities"], pictures.targets(seen), labels, groups, MANET)
-        return figure | ({"iou": float(np.nanmean(found["iou"]))} if "iou" in found else {})
+        known = np.isfinite(found.get("iou", np.array([])))
+        return figure | ({"iou": float(found["iou"][known].mean())} if known.any() else {})
 
     draw = draw_weights(train_set.index.label, train_set.index.source, recipe.balance, recipe.balance_classes)
     return fit(recipe, run, net, train_set, loss, validate, draw)
@@ -248,7 +252,7 @@ def measure(trained: list[tuple[EndToEndRecipe, Run]], n: int) -> dict:
     for arm in ARMS:
         finished = [(r, where) for r, where in trained if r.arm == arm]
         title = TITLES[arm]
-        print(f"testing: {title}, untrained", flush=True)
+        print(f"testing: {title}, not fine-tuned", flush=True)
         net = started(replace(recipe, arm=arm), run).eval().to(device)
         answers[f"{title}, not fine-tuned"] = [read(net, pictures, rows, device, run.weights)]
         answers[title] = []
@@ -363,8 +367,7 @@ def options() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--trials", type=int, default=3, help="seeds of each arm, from 0")
     p.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what to train; both are needed to compare")
-    p.add_argument("--val", type=int, default=0, help="X-rays to validate on, 0: all")
-    p.add_argument("--test", type=int, default=0, help="X-rays to test on, 0: all")
+    p.add_argument("--test", type=int, default=0, help="films to test on; 0: all")
     p.add_argument("--record", type=Path, metavar="DIR", help="write the tables there too, and into its README")
     add_run_options(p)
     group = p.add_argument_group("recipe", "of both arms alike")
@@ -372,7 +375,8 @@ def options() -> argparse.ArgumentParser:
         if f.name in OPTIONS:
             default = getattr(RECIPE, f.name)
             group.add_argument(
-                "--" + f.name.replace("_", "-"), type=type(default), choices=f.metadata["choices"], default=default,
+                "--" + f.name.replace("_", "-"), type=type(default), default=default,
+                choices=SELECT if f.name == "select" else f.metadata["choices"],
                 help=f.metadata["help"] + (f" ({default})" if default != "" else ""),
             )  # fmt: skip
     return p
@@ -384,8 +388,8 @@ def main() -> None:
     known = [name for name in list_models() if split_name(name)[1] == "e2e"]
     if args.model not in known:
         raise SystemExit(f"{args.model!r} is no network end to end; choose one of: {', '.join(known)}.")
-    if args.trials < 1:
-        raise SystemExit("--trials counts the seeds of each arm: 1 at least.")
+    if args.trials < 1 or min(args.films, args.val, args.test) < 0:
+        raise SystemExit("--trials must be 1 or more, and --films, --val and --test 0 or more.")
     run, recipe = run_from(args), replace(RECIPE, **{name: getattr(args, name) for name in OPTIONS})
     every = [
         (replace(recipe, arm=arm, seed=seed), replace(run, out=f"{run.out}/{arm}/{seed}"))
@@ -393,9 +397,8 @@ def main() -> None:
         for arm in args.arms
     ]
     for number, (one, where) in enumerate(every, 1):
-        if not (Path(where.out) / "result.json").exists():
-            print(f"training {number} of {len(every)}: {one.arm}, seed {one.seed}", flush=True)
-            train(one, where, args.val)
+        print(f"training {number} of {len(every)}: {TITLES[one.arm]}, seed {one.seed}", flush=True)
+        train(one, where)
     if set(args.arms) != set(ARMS):
         return
     results = measure(every, args.test)
