@@ -267,6 +267,7 @@ def measure(trained: list[tuple[EndToEndRecipe, Run]], n: int) -> dict:
         "seeds": sorted({r.seed for r, _ in trained}),
         "films": recipe.epochs * (recipe.films or len(pictures.rows(*MANET.splits, task=MANET))),
         "seconds": {TITLES[arm]: round(sum(log["seconds"] for a, log in logs if a == arm)) for arm in ARMS},
+        "kept": {TITLES[arm]: [log["validation"]["epoch"] for a, log in logs if a == arm] for arm in ARMS},
         "device": logs[0][1]["device"],
         "started_from": {name: fingerprint(entries[name]) for name in ("resunet", start) if name in entries},
         "n": len(rows),
@@ -349,15 +350,17 @@ def markdown(results: dict) -> str:
     ]
     first = next(iter(results["systems"].values()))["sensitivity"]
     lines += table(["sensitivity, %", *(f"{name} (n = {figure['n']})" for name, figure in first.items())], rows)
-    minutes = " and ".join(f"{seconds / 60:.0f} minutes ({name})" for name, seconds in results["seconds"].items())
-    seeds = ", ".join(map(str, results["seeds"]))
+    recipe, minutes = results["recipe"], {name: f"{seconds / 60:.0f}" for name, seconds in results["seconds"].items()}
+    kept = [f"{', '.join(map(str, epochs))} ({name})" for name, epochs in results["kept"].items()]
     lines += [
-        f"{results['n']} X-rays of {results['patients']} patients of the test split, {results['masks']} of them with a",
-        f"reference mask. Fine-tuned on {results['films']} films a trial (seed {seeds}), batches of"
-        f" {results['recipe']['batch']},",
-        f"learning rate {results['recipe']['lr']:g}, in {minutes} on the {results['device'].upper()}. *As shipped*: the"
-        " box around",
-        "the lungs is cut out of the film; all others are shown whole films.",
+        f"* Tested on {results['n']} X-rays of {results['patients']} patients, {results['masks']} with a reference"
+        " mask.",
+        f"* Fine-tuned for {recipe['epochs']} epochs, {results['films']} films in all, batches of {recipe['batch']},"
+        f" learning rate {recipe['lr']:g}; seeds {', '.join(map(str, results['seeds']))}.",
+        f"* By {recipe['select']} on {recipe['val'] or 'all'} validation films this epoch was kept: {'; '.join(kept)}.",
+        f"* Training took {' and '.join(f'{m} minutes ({name})' for name, m in minutes.items())} on the"
+        f" {results['device'].upper()}.",
+        "* *As shipped*, the box around the lungs is cut out; all others are shown whole films.",
     ]
     return "\n".join(lines) + "\n"
 
