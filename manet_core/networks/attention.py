@@ -65,8 +65,8 @@ class AttentionMap:
     def attend(self, features: Tensor) -> Tensor:
         """Multiply `features` (B, C, h, w) by this map, in place, in the features' dtype.
 
-        The features must be the fresh output of a batch norm or a sum, which no gradient needs again; the map
-        itself has no gradient.
+        The features must be the fresh output of a batch norm or a sum, which no gradient needs again. Where the map
+        has a gradient itself, as that of a predicted mask, a copy of them is kept for it.
 
         Raises:
             ValueError: the mask had another height or width than the image.

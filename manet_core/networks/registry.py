@@ -180,3 +180,5 @@ register_backbone("inception_v3", "Inception v3", _ours("inception", "Inception"
 register_backbone(
     "alexnet", "AlexNet", _ours("alexnet", "AlexNet"), ("", "attn1", "attn2", "attn3"), 1, size=299, sees="whole"
 )
+for backbone, title in (("efficientnet_lite0", "EfficientNet-Lite0"), ("resnet34", "ResNet-34")):
+    register_backbone(backbone, title, _ours("e2e", "EndToEnd", backbone), ("e2e",), size=256, sees="whole")
