@@ -262,7 +262,7 @@ def describe(recipe: Recipe) -> str:
         f"{recipe.optimizer} lr {recipe.lr:g}", f"weight decay {recipe.weight_decay:g}", recipe.schedule,
         f"start: {start}",
     ]  # fmt: skip
-    said = ("epochs", "size", "batch", "optimizer", "lr", "weight_decay", "schedule", "init", "imagenet")
+    said = ("epochs", "size", "batch", "optimizer", "lr", "weight_decay", "schedule", "init", "imagenet", "sees")
     for setting, values in recipe.departures().items():
         here = f"{values['here']:g}" if isinstance(values["here"], float) else values["here"]
         if setting not in said:
