@@ -608,6 +608,12 @@ def test_password(random_weights, tmp_path, phantom_png):
             Client(url, auth=("erika", "wrong"), verbose=False)
         client = Client(url, auth=("erika", "correct horse"), verbose=False)
         assert "readings" in client.predict(handle_file(phantom_png), api_name="/analyze")
+        for _ in range(5):  # with the wrong one above, one too many
+            with pytest.raises((AuthenticationError, ValueError)):
+                Client(url, auth=("erika", "wrong"), verbose=False)
+        with pytest.raises((AuthenticationError, ValueError)):
+            Client(url, auth=("erika", "correct horse"), verbose=False)
+        assert "readings" in client.predict(handle_file(phantom_png), api_name="/analyze")
 
 
 def test_password_file_is_checked(tmp_path):

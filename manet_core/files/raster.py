@@ -45,7 +45,8 @@ def _open_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise XRayError("The picture is far too large; scale it down and try again.") from error
     check_size(image.height, image.width)
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a camera's JPEG with previews
+    # MPO is a camera's JPEG with previews. To count the pages of a TIFF takes minutes if there are a million.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
         raise XRayError("The file holds several pictures; save the one X-ray as a file of its own.")
     return image
 
@@ -70,6 +71,7 @@ def decode_raster(data: bytes) -> tuple[np.ndarray, list[str]]:
         image = image.convert("RGBA" if has_alpha else "RGB")
     samples = np.asarray(image)
     if rawmode in _LOW_BYTES:
+        del image  # 200 MB, if the picture is as large as is read
         samples = _join_bytes(samples, data, rawmode)
     return grey(samples)
 
@@ -93,7 +95,10 @@ def _join_bytes(high: np.ndarray, data: bytes, rawmode: str) -> np.ndarray:
     low = np.asarray(ImageOps.exif_transpose(image))
     if low_mode == "RGBA":
         high, low = low[..., [0, 0, 0, 2]], low[..., [1, 1, 1, 3]]
-    return high.astype(np.uint16) << 8 | low
+    joined = high.astype(np.uint16)
+    joined <<= 8
+    joined |= low
+    return joined
 
 
 def grey(samples: np.ndarray) -> tuple[np.ndarray, list[str]]:
