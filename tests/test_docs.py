@@ -13,7 +13,7 @@ from PIL import Image
 from manet_core import create_classifier
 from manet_core.phantom import phantom
 from manet_core.weights import read_manifest
-from train import benchmark, evaluate, evidence, tables
+from train import alexnet, benchmark, evaluate, evidence, tables
 from train.complexity import last_map
 from ui import benchmark as page_benchmark
 
@@ -185,3 +185,12 @@ def test_commands_and_files_exist(text, capsys, monkeypatch):
     if "accelerate launch" in text:
         known |= {option for action in launch_command_parser()._actions for option in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) <= known
+
+
+def test_alexnets_tables_are_drawn_from_the_results():
+    results = result("alexnet/results")
+    assert (ROOT / "results" / "alexnet" / "tables.md").read_text(encoding="utf-8") == alexnet.markdown(results)
+    one, several = (results["compositions"][name]["alexnet_attn2"] for name in ("one", "several"))
+    assert f"reached {100 * one['one']['accuracy']['value']:.1f} % on one source a class" in folded(README)
+    found = sorted(100 * m["external"]["sensitivity"]["value"] for m in (one, several))
+    assert "found {:.0f} to {:.0f} % of the COVID-19".format(*found) in folded(README)

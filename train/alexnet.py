@@ -181,6 +181,14 @@ def train_and_answer(recipe: Recipe, run: Run, network: str, rows: dict[str, pd.
     return answers
 
 
+def followed(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe of a finished training in `folder`, which may have been another than `recipe`, without its paths."""
+    settings = folder / "settings.json"
+    if settings.exists():
+        recipe = Recipe.of(json.loads(settings.read_text(encoding="utf-8")))
+    return replace(recipe, init=recipe.init and Path(recipe.init).name)
+
+
 def dataset_of(place: str, recipe: Recipe, run: Run, one: str) -> LungPictures:
     """The X-rays of one of `PLACES`, shown as the recipe has it; `one` names the sources of the first of them."""
     recipe = replace(recipe, sources=one if place == "one" else None)
@@ -232,7 +240,9 @@ def summarise(runs: list[dict], rows: dict[str, pd.DataFrame]) -> dict:
         found = out["compositions"][composition] = {}
         for network in (name for name in NETWORKS if any(run["network"] == name for run in mine)):
             trials = [run for run in mine if run["network"] == network]
-            found[network] = {"trials": len(trials), "epochs": [run["epochs"] for run in trials]} | {
+            fine_tuned = any(run["recipe"]["init"] for run in trials)
+            about = {"trials": len(trials), "epochs": [run["epochs"] for run in trials], "fine_tuned": fine_tuned}
+            found[network] = about | {
                 place: figures([run["places"][place] for run in trials], rows[place]) for place in trials[0]["places"]
             }
         covid, patients = (rows["one"].label == "COVID-19").to_numpy(), rows["one"].patient.to_numpy()
@@ -263,6 +273,7 @@ def markdown(results: dict) -> str:
             for name, found in networks.items():
                 title, paper = NETWORKS[name]
                 epochs = "/".join(map(str, sorted({e for e in found["epochs"] if e}))) or "–"
+                epochs += ", from other weights" * found["fine_tuned"]
                 f = found[place]
                 cells = [percent(f["accuracy"]), percent(f["sensitivity"]), percent(f["specificity"])]
                 said = "–" if paper is None or place != "one" or composition != "one" else f"{paper:.1f}"
@@ -335,7 +346,8 @@ def main() -> None:
                 raise
             missing.append(str(problem))
             continue
-        identity = {"composition": composition, "network": network, "trial": trial, "recipe": asdict(mine)}
+        recipe_said = asdict(followed(folder, mine))
+        identity = {"composition": composition, "network": network, "trial": trial, "recipe": recipe_said}
         runs.append(identity | answers | {"tested": {place: tested[place] for place in answers["places"]}})
     for sentence in dict.fromkeys(missing):
         print(sentence)
