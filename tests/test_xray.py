@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zlib
 
@@ -425,6 +426,72 @@ def test_grey_scale_of_the_header(name):
     assert read(dicom(bits=12, **header), expected, 1e-4).remarks == ()
 
 
+OVERLAY = np.uint16(0xC000)  # two bits above the twelve that are stored
+HIGH = {"bits": 12, "HighBit": 15}
+LOW_BYTE_FIRST = np.dstack([SHALLOW, SHALLOW[::-1], SHALLOW[:, ::-1]])
+PLANES = {"PlanarConfiguration": 1, "PixelData": LOW_BYTE_FIRST.transpose(2, 0, 1).tobytes()}
+WINDOWED = {"WindowCenter": 0, "WindowWidth": 500}
+LAID_OUT = {  # one picture, stored in other ways: (file, the values that it shows)
+    "overlay above unsigned bits": (lambda: dicom(DEEP | OVERLAY, bits=12), DEEP),
+    "overlay above signed bits": (
+        lambda: dicom(((SIGNED - 1024).view(np.uint16) & 0x0FFF | OVERLAY).view(np.int16), bits=12),
+        SIGNED,
+    ),
+    "highest bits": (lambda: dicom(DEEP << 4, **HIGH), DEEP),
+    "highest bits, noise below": (lambda: dicom(DEEP << 4 | 7, **HIGH), DEEP),
+    "highest bits, signed": (lambda: dicom((SIGNED - 1024) << 4, **HIGH), SIGNED),
+    "bits in the middle": (lambda: dicom(DEEP << 2 | OVERLAY, bits=12, HighBit=13), DEEP),
+    "highest bits, big-endian": (lambda: dicom(DEEP << 4, ExplicitVRBigEndian, **HIGH), DEEP),
+    "highest bits, run lengths": (lambda: dicom(DEEP << 4, RLELossless, **HIGH), DEEP),
+    "HighBit that cannot be": (lambda: dicom(bits=12, HighBit=40), DEEP),
+    "inverse of MONOCHROME2": (lambda: dicom(4095 - DEEP, bits=12, PresentationLUTShape="INVERSE"), DEEP),
+    "inverse of MONOCHROME1": (
+        lambda: dicom(4095 - DEEP, bits=12, PresentationLUTShape="INVERSE", PhotometricInterpretation="MONOCHROME1"),
+        DEEP,
+    ),
+    "identity": (lambda: dicom(bits=12, PresentationLUTShape="IDENTITY"), DEEP),
+    "rescale in the highest bits": (
+        lambda: dicom(DEEP << 4, RescaleSlope=-2, RescaleIntercept=9000, **HIGH),
+        -DEEP.astype(int),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_pixels_are_found_where_the_header_says(name):
+    make, values = LAID_OUT[name]
+    assert read(make(), unit(values)).remarks == ()
+
+
+def test_planes_read_as_pixels():
+    by_pixel = load_xray(dicom(LOW_BYTE_FIRST))
+    by_plane = read(dicom(LOW_BYTE_FIRST, **PLANES), by_pixel.pixels)
+    assert by_pixel.remarks == by_plane.remarks and "colour" in by_pixel.remarks[0]
+
+
+def by_gdcm(data: bytes, syntax: str, folder) -> bytes:
+    """A DICOM file compressed anew, by the encoders of GDCM."""
+    gdcm = pytest.importorskip("gdcm", reason="python-gdcm is not installed")
+    (folder / "plain").write_bytes(data)
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(folder / "plain"))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(folder / "compressed"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return (folder / "compressed").read_bytes()
+
+
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"])
+def test_every_lossless_compression_gives_the_same_pixels(syntax, tmp_path):
+    read(by_gdcm(dicom(bits=12), syntax, tmp_path), unit(DEEP))
+    read(by_gdcm(dicom(SIGNED, **WINDOWED), syntax, tmp_path), linear(SIGNED, 0, 500), 1e-4)
+
+
 def test_signed_pixels():
     read(dicom(SIGNED), unit(SIGNED))
     read(dicom(SIGNED, WindowCenter=0, WindowWidth=500), linear(SIGNED, 0, 500), 1e-4)
@@ -679,6 +746,21 @@ def test_a_12_megapixel_dicom_takes_little_memory_and_time(tmp_path):
     megabytes, seconds, height, width = map(float, run.stdout.split())
     assert (height, width) == (3000, 4000)
     assert megabytes < 400 and seconds < 3  # of processor time; 1.5 s where nothing else runs
+
+
+def endless_tiff() -> bytes:
+    """A TIFF whose chain of pages would take minutes to count."""
+    chain = bytearray(tiff(SHALLOW))
+    end, start = len(chain), struct.unpack("<I", chain[4:8])[0]
+    entries = struct.unpack_from("<H", chain, start)[0]
+    struct.pack_into("<I", chain, start + 2 + 12 * entries, end)
+    return bytes(chain) + b"".join(struct.pack("<HI", 0, end + 6 * page) for page in range(1, 100_000))
+
+
+def test_the_pages_of_a_tiff_are_not_counted():
+    started = time.process_time()
+    assert "several" in refused(endless_tiff())
+    assert time.process_time() - started < 2
 
 
 def test_real_xrays_read_as_pillow_reads_them(index):

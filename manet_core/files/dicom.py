@@ -13,7 +13,7 @@ from .raster import MAX_BYTES, XRayError, check_size, grey
 _PIXEL_TAGS = """
     Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept
-    ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenter WindowWidth PixelData FloatPixelData
+    ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenter WindowWidth PresentationLUTShape PixelData FloatPixelData
     DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
 _PALETTE_TAGS = [
     f"{prefix}{colour}PaletteColorLookupTable{suffix}"
@@ -66,7 +66,8 @@ def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
     if shown.min() == shown.max() and values.min() != values.max() or not np.isfinite(shown).all():
         shown = values
         remarks.append("The window in the DICOM header does not fit the pixels; the full range of greys is shown.")
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
+    # INVERSE repeats what MONOCHROME1 says (PS3.3 C.8.11.3.1.2) and does not undo it.
+    if dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE":
         np.negative(shown, out=shown)
     if padded is not None:
         shown[padded] = shown.min(where=~padded, initial=np.inf)
@@ -118,10 +119,18 @@ def _decode_pixels(dataset, data: bytes) -> np.ndarray:
     only_gdcm = (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless)
     if syntax in only_gdcm or syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
         command = [sys.executable, "-P", "-c", _DECODE_APART]
-        child = subprocess.run(command, input=data, capture_output=True, check=True, timeout=60)
+        seconds = 8 + dataset.Rows * dataset.Columns / 1e6
+        child = subprocess.run(command, input=data, capture_output=True, check=True, timeout=seconds)
         return np.load(io.BytesIO(child.stdout))
     by_pillow = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000Lossless, uid.JPEG2000)
-    return pixel_array(dataset, decoding_plugin="pillow" if syntax in by_pillow else "")
+    if syntax in by_pillow:
+        return pixel_array(dataset, decoding_plugin="pillow")
+    # Pydicom takes the lowest bits for the stored ones whatever HighBit says; other compressions have no bits to spare.
+    below = int(dataset.get("HighBit") or 0) + 1 - dataset.BitsStored
+    if below <= 0 or below + dataset.BitsStored > dataset.BitsAllocated:
+        return pixel_array(dataset)
+    dataset.BitsStored += below
+    return pixel_array(dataset) >> below
 
 
 def _padding(stored: np.ndarray, dataset) -> np.ndarray | None:

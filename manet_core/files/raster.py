@@ -45,7 +45,8 @@ def _open_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise XRayError("The picture is far too large; scale it down and try again.") from error
     check_size(image.height, image.width)
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a camera's JPEG with previews
+    # MPO is a camera's JPEG with previews. To count the pages of a TIFF takes minutes if there are a million.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
         raise XRayError("The file holds several pictures; save the one X-ray as a file of its own.")
     return image
 
