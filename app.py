@@ -7,11 +7,21 @@ from manet_core import list_models
 from ui.server import accounts, serve
 
 
+def port(text: str) -> int:
+    """A port's number, checked."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536):
+        raise argparse.ArgumentTypeError("give a number from 1 to 65535")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Serve the page until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=port, default=7860)
+    parser.add_argument(
+        "--name", action="append", default=[], help="a further name of this server, as a proxy has it; may be repeated"
+    )
     parser.add_argument(
         "--weights",
         type=Path,
@@ -31,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints to language models, by MCP")
     args = parser.parse_args(argv)
     users = accounts(args.auth) if args.auth else None
-    serve(args.host, args.port, args.weights, args.models, users, args.mcp)
+    serve(args.host, args.port, args.weights, args.models, users, args.mcp, tuple(args.name))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def mutated(data: bytes, other: bytes, chance: random.Random) -> bytes:
 
 
 def _with_checksums(png: bytearray) -> bytes:
-    """A PNG whose chunks have the checksums of what is in them now, so that a reader goes on; other files as they are."""
+    """A PNG whose chunks have the checksums of what is in them, so that a reader goes on; other files as they are."""
     at = 8
     while png[:4] == b"\x89PNG" and at + 12 <= len(png):
         length = int.from_bytes(png[at : at + 4])

@@ -3,11 +3,21 @@
 import os
 import signal
 import tempfile
+import threading
 from pathlib import Path
 
+import safehttpx
+from starlette.middleware import Middleware
+
+from .gate import Gate, patient
 from .page import build
 from .render import STYLE
 from .startup import gr
+from .uploads import sweep
+
+MOST_WAITING = 256  # requests in the queue
+MOST_CONNECTIONS = 512  # a page has about four
+KEEP_UPLOADS_S = 600  # seconds for which an upload waits to be read
 
 
 def dark_theme() -> gr.themes.Base:
@@ -58,8 +68,9 @@ def serve(
     models: list[str] | None = None,
     users: list[tuple[str, str]] | None = None,
     mcp: bool = False,
+    names: tuple[str, ...] = (),
 ) -> None:
-    """Serve the page until interrupted.
+    """Serve the page until interrupted, by Ctrl-C or SIGTERM.
 
     Args:
         host: address to listen on.
@@ -67,26 +78,50 @@ def serve(
         weights: folder with manifest.json, or a manifest file.
         models: the classifiers to run; None: all that have weights.
         users: (name, password) of whoever may use the page; None: everybody.
-        mcp: serve the endpoints to language models, too.
+        mcp: serve the endpoints to language models, too; not together with `users`.
+        names: by which browsers call this server, beside localhost, this machine's name, `host` and IP addresses.
 
     Raises:
-        SystemExit: the address is taken, or a package is missing; the text says what to do.
+        SystemExit: the address is taken, or a folder or package is missing; the text says what to do.
     """
+    if mcp and users:  # Gradio serves MCP to whoever asks
+        raise SystemExit("--mcp knows no passwords; start the page with one of --auth and --mcp.")
+    os.environ["NO_PROXY"] = "*"  # Gradio asks itself whether it runs, and no proxy on the way can know
+    safehttpx.get = _fetch_nothing
+    over = threading.Event()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, which deletes the temporary folder
-    with tempfile.TemporaryDirectory(prefix="manet-") as folder:
-        folder = os.environ.setdefault("GRADIO_TEMP_DIR", folder)
-        demo = build(weights, folder, models)
-        print(f"MANet: http://{host}:{port} (Ctrl-C ends it)", flush=True)
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="manet-") as folder:
+            folder = os.environ.setdefault("GRADIO_TEMP_DIR", folder)
+            gate = Middleware(Gate, folder=folder, names=(host, *names))
+            demo = build(weights, folder, models).queue(max_size=MOST_WAITING, api_open=False)
             demo.launch(
                 server_name=host, server_port=port, share=False, quiet=True, run_history=False,
                 enable_monitoring=False, footer_links=[], max_file_size="200mb", ssr_mode=False,
-                state_session_capacity=64, theme=dark_theme(), css_paths=STYLE,
-                auth=users, mcp_server=mcp,
+                state_session_capacity=64, theme=dark_theme(), css_paths=STYLE, prevent_thread_lock=True,
+                auth=users, mcp_server=mcp, app_kwargs={"middleware": [gate]},
             )  # fmt: skip
-        except KeyboardInterrupt:  # while starting; later Gradio ends by itself
-            pass
-        except ImportError as error:
-            raise SystemExit("--mcp needs one package more: pip install 'gradio[mcp]'") from error
-        except OSError as error:
-            raise SystemExit(f"The page cannot be served at {host}:{port}; choose another --port.") from error
+            demo.server.config.http_protocol_class = patient(demo.server.config.http_protocol_class)
+            demo.server.config.limit_concurrency = MOST_CONNECTIONS
+            threading.Thread(target=_sweep_until, args=(over, Path(folder)), daemon=True).start()
+            print(f"MANet: http://{host}:{port} (Ctrl-C ends it)", flush=True)
+            demo.block_thread()
+            over.set()
+    except KeyboardInterrupt:  # while starting; later Gradio ends by itself
+        pass
+    except ImportError as error:
+        raise SystemExit("--mcp needs one package more: pip install 'gradio[mcp]'") from error
+    except FileNotFoundError as error:
+        raise SystemExit("There is no folder for temporary files; set TMPDIR to one that may be written.") from error
+    except OSError as error:
+        raise SystemExit(f"The page cannot be served at {host}:{port}; choose another --port.") from error
+
+
+async def _fetch_nothing(url: str, *args, **kwargs) -> None:
+    """In place of what Gradio would fetch an address with that stands where a file should."""
+    raise gr.Error("This server fetches nothing from elsewhere; send the file itself.", print_exception=False)
+
+
+def _sweep_until(over: threading.Event, folder: Path) -> None:
+    while not over.wait(60):
+        sweep(folder, KEEP_UPLOADS_S)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,6 +90,25 @@ class Uploads:
     def _forget(self, path: Path) -> None:
         with self._lock:
             self._recent.pop(path, None)
+
+
+def stored(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # deleted meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def sweep(folder: Path, age_s: float) -> None:
+    """Delete what has lain in a folder for longer than `age_s`: uploads that nobody asked to be read, or cut short."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        with suppress(OSError):  # deleted meanwhile, or a folder that is not empty
+            if path.is_dir():
+                path.rmdir()
+            elif time.time() - path.stat().st_mtime > age_s:
+                path.unlink()
 
 
 def _load(path: Path) -> XRay | XRayError:

@@ -13,8 +13,8 @@ from .raster import MAX_BYTES, XRayError, check_size, grey
 _PIXEL_TAGS = """
     Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept
-    ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenter WindowWidth PresentationLUTShape PixelData FloatPixelData
-    DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
+    ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenter WindowWidth PresentationLUTShape PixelData
+    FloatPixelData DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
 _PALETTE_TAGS = [
     f"{prefix}{colour}PaletteColorLookupTable{suffix}"
     for colour in ("Red", "Green", "Blue")

@@ -71,6 +71,7 @@ def decode_raster(data: bytes) -> tuple[np.ndarray, list[str]]:
         image = image.convert("RGBA" if has_alpha else "RGB")
     samples = np.asarray(image)
     if rawmode in _LOW_BYTES:
+        del image  # 200 MB, if the picture is as large as is read
         samples = _join_bytes(samples, data, rawmode)
     return grey(samples)
 
@@ -94,7 +95,10 @@ def _join_bytes(high: np.ndarray, data: bytes, rawmode: str) -> np.ndarray:
     low = np.asarray(ImageOps.exif_transpose(image))
     if low_mode == "RGBA":
         high, low = low[..., [0, 0, 0, 2]], low[..., [1, 1, 1, 3]]
-    return high.astype(np.uint16) << 8 | low
+    joined = high.astype(np.uint16)
+    joined <<= 8
+    joined |= low
+    return joined
 
 
 def grey(samples: np.ndarray) -> tuple[np.ndarray, list[str]]:
