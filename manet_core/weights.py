@@ -10,9 +10,10 @@ manifest file, whose weights lie beside it.
 import hashlib
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -41,13 +42,16 @@ def read_manifest(weights: str | Path) -> dict[str, dict]:
     """
     path = manifest_path(weights)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["models"]
+        entries = json.loads(path.read_text(encoding="utf-8"))["models"]
+        if not all(isinstance(entry, dict) for entry in entries.values()):
+            raise TypeError
+        return entries
     except FileNotFoundError:
         raise WeightsError(
             f"There are no weights in {path.parent}: {path.name} is missing; "
             "clone the repository whole, or train them as the README says."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightsError(f"{path} is damaged; restore it from the repository.") from None
 
 
@@ -97,12 +101,15 @@ def verified(weights: str | Path, entry: dict) -> Path:
     """The path of the file that a manifest entry names, once its hash has been found right.
 
     Raises:
-        WeightsError: the file is missing, or not the one that the manifest describes.
+        WeightsError: the file is missing, not the one that the manifest describes, or not beside the manifest.
     """
-    path = manifest_path(weights).parent / Path(entry["file"]).name
+    name = str(entry.get("file"))
+    if PureWindowsPath(name).name != name:  # which knows both kinds of slash
+        raise WeightsError(f"The manifest names the file {name!r}, but weights must lie beside the manifest itself.")
+    path = manifest_path(weights).parent / name
     if not path.is_file():
         raise WeightsError(f"{path} is missing; restore it from the repository, or train it as the README says.")
-    if sha256(path) != entry["sha256"]:
+    if sha256(path) != entry.get("sha256"):
         raise WeightsError(
             f"{path} is damaged or not the file that the manifest names; restore it from the repository."
         )
@@ -128,22 +135,27 @@ def load_network(
     if name not in entries:
         raise WeightsError(f"There are no weights for {name!r} in {weights}; there are: {', '.join(entries)}.")
     entry = entries[name]
-    options = dict(entry["network"])
-    kind = options.pop("name")
-    if entry.get("task") == SEGMENT:
-        net = create_segmenter(kind, **options)
-    else:
-        task = task_of(name, entry)
-        if tuple(entry.get("classes", task.classes)) != task.classes:
-            raise WeightsError(
-                f"{name!r} answers {', '.join(entry['classes'])}, but its task {task.name!r} asks for "
-                f"{', '.join(task.classes)}; the manifest names the wrong task."
-            )
-        net = create_classifier(kind, num_classes=len(task.classes), **options)
+    try:
+        options = dict(entry["network"])
+        kind = options.pop("name")
+        if entry.get("task") == SEGMENT:
+            net = create_segmenter(kind, **options)
+        else:
+            task = task_of(name, entry)
+            if tuple(entry.get("classes", task.classes)) != task.classes:
+                raise WeightsError(
+                    f"{name!r} answers {', '.join(entry['classes'])}, but its task {task.name!r} asks for "
+                    f"{', '.join(task.classes)}; the manifest names the wrong task."
+                )
+            net = create_classifier(kind, num_classes=len(task.classes), **options)
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(
+            f"The manifest's entry of {name!r} describes no network; restore the manifest from the repository."
+        ) from None
     path = verified(weights, entry)
-    state = load_file(path)
+    state = _tensors(path)
     if refitted and "last_layer" in entry:
-        state |= load_file(verified(weights, entry["last_layer"]))
+        state |= _tensors(verified(weights, entry["last_layer"]))
     try:
         net.load_state_dict(
             {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
@@ -154,3 +166,10 @@ def load_network(
             "the manifest names the wrong ones, or weights and program are of different versions."
         ) from None
     return net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError):
+        raise WeightsError(f"{path} is no safetensors file; restore it from the repository.") from None

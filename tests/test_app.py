@@ -61,6 +61,11 @@ def served(weights: Path, temporary: Path, *options: str):
         assert "Traceback" not in (temporary / "log").read_text()
 
 
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _answers(url: str) -> bool:
     try:
         return urllib.request.urlopen(url, timeout=5).status == 200
@@ -607,6 +612,12 @@ def test_password(random_weights, tmp_path, phantom_png):
         with pytest.raises((AuthenticationError, ValueError)):
             Client(url, auth=("erika", "wrong"), verbose=False)
         client = Client(url, auth=("erika", "correct horse"), verbose=False)
+        assert "readings" in client.predict(handle_file(phantom_png), api_name="/analyze")
+        for _ in range(5):  # with the wrong one above, one too many
+            with pytest.raises((AuthenticationError, ValueError)):
+                Client(url, auth=("erika", "wrong"), verbose=False)
+        with pytest.raises((AuthenticationError, ValueError)):
+            Client(url, auth=("erika", "correct horse"), verbose=False)
         assert "readings" in client.predict(handle_file(phantom_png), api_name="/analyze")
 
 

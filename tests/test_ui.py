@@ -5,10 +5,14 @@ import csv
 import io
 import json
 import re
+import struct
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -506,6 +510,56 @@ def test_batch_refuses_bad_archives_in_their_own_line(tmp_path, png):
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
+def test_batch_bounds_what_an_archive_unpacks_in_all(tmp_path, png, monkeypatch):
+    monkeypatch.setattr(batch, "MOST_UNPACKED", 2 * len(png) + 1)
+    archive = _archive(tmp_path / "uploads" / "b" / "many.zip", {f"{number}.png": png for number in range(5)})
+    found = _read(Uploads(tmp_path / "uploads"), [archive])
+    assert [found["0.png"], found["1.png"]] == [(96, 96)] * 2
+    assert "more than" in found["3.png"] and "more than" in found["4.png"]
+
+
+def test_batch_refuses_a_hundred_thousand_entries_without_listing_them(tmp_path):
+    """A table of contents of 4.6 MB in a file of no more."""
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, *[0] * 14)
+    count = 100_000
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, count * len(entry), 0, 0)
+    path = tmp_path / "uploads" / "b" / "many.zip"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(entry * count + end)
+    tracemalloc.start()
+    found = _read(Uploads(tmp_path / "uploads"), [{"path": str(path)}])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "lists far more than 1000" in found["many.zip"] and peak < 8 << 20
+
+
+def test_batch_refuses_archives_of_other_kinds(tmp_path, png):
+    """One in another, one with a password, and one of LZMA."""
+    inner = _archive(tmp_path / "inner.zip", {"x.png": png})
+    nested = _archive(tmp_path / "uploads" / "a" / "nested.zip", {"inner.zip": Path(inner["path"]).read_bytes()})
+    locked = tmp_path / "uploads" / "b" / "locked.zip"
+    locked.parent.mkdir(parents=True)
+    data = bytearray(Path(inner["path"]).read_bytes())
+    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(header) + flags] |= 1
+    locked.write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "uploads" / "b" / "lzma.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("y.png", png)
+    with zipfile.ZipFile(tmp_path / "uploads" / "b" / "plain.zip", "w") as archive:
+        archive.writestr("z.tiff", _large_tiff())
+    others = [{"path": str(tmp_path / "uploads" / "b" / name)} for name in ("locked.zip", "lzma.zip", "plain.zip")]
+    found = _read(Uploads(tmp_path / "uploads"), [nested, *others])
+    assert "inside an archive" in found["inner.zip"] and "without a password" in found["x.png"]
+    assert "unusual way" in found["y.png"] and found["z.tiff"] == (1600, 3000)
+
+
+def _large_tiff() -> bytes:
+    """A picture that is stored in more bytes than an archive's table of contents may have."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(1600 * 3000, dtype=np.uint32).reshape(1600, 3000).view(np.int32)).save(file, "TIFF")
+    return file.getvalue()
+
+
 def test_batch_refuses_too_many_and_deletes_them(tmp_path, upload, png, monkeypatch):
     monkeypatch.setattr(batch, "MOST_FILES", 0)
     with pytest.raises(XRayError, match="at most 0"), batch.pictures(Uploads(tmp_path / "uploads"), [upload(png)]):
@@ -531,6 +585,18 @@ def test_csv_has_a_line_a_file_and_no_formula(rows):
     assert good["networks that do"] == good["networks"] == "4"
     assert float(good["resnet34_ma: COVID-19"]) == 0.6 and good["warnings"] == "Look & see."
     assert bad["file"] == "<b>.png" and bad["error"] == "It is no picture." and bad["resnet34_ma: COVID-19"] == ""
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1", "\r\n=1", " =1", "＝1", "\x00=1"])
+def test_csv_never_begins_a_cell_with_a_formula(name):
+    (line,) = csv.reader(batch.as_csv([batch.row(f"{name}.png", "It is no picture.")]).splitlines()[1:])
+    assert line[0].startswith("'") and line[0].isprintable()
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>.png", '"><script>alert(1)</script>', "a$\\frac$.png"])
+def test_table_shows_a_file_name_as_text(name):
+    drawn = batch.table([batch.row(name, "It is no picture.")], 1, running=True)
+    assert escape(name) in drawn and "<script" not in drawn and "<img" not in drawn
 
 
 def test_a_tie_names_both(readings, rng):

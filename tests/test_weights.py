@@ -59,12 +59,33 @@ def test_weights_of_another_network_are_noticed(copy):
         load_network(copy, "efficientnet_lite0")
 
 
-def test_a_manifest_cannot_point_outside_its_folder(copy, random_weights):
-    path = copy / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    manifest["models"]["efficientnet_lite0"]["file"] = str(random_weights / "resunet.safetensors")
-    path.write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(WeightsError, match="damaged|does not fit"):
+@pytest.mark.parametrize(
+    "file", ["../resunet.safetensors", "/etc/passwd", "..", "a/b.safetensors", "..\\x", "C:x", "", None, 3, []]
+)
+def test_a_manifest_cannot_point_outside_its_folder(copy, file):
+    edited(copy, "efficientnet_lite0", file=file)
+    with pytest.raises(WeightsError, match="beside the manifest|is missing"):
+        load_network(copy, "efficientnet_lite0")
+
+
+def test_a_manifest_of_any_content_is_a_sentence(copy):
+    for text in ("[]", '{"models": []}', '{"models": {"resunet": 3}}', '{"models": null}', "\0", "[" * 10_000):
+        (copy / "manifest.json").write_text(text, encoding="utf-8")
+        with pytest.raises(WeightsError, match="damaged"):
+            Pipeline.load(copy)
+
+
+@pytest.mark.parametrize("network", [None, 3, {}, {"name": "resnet99"}, {"name": "resnet34", "depth": 9}])
+def test_an_entry_without_a_network_is_named(copy, network):
+    edited(copy, "efficientnet_lite0", network=network)
+    with pytest.raises(WeightsError, match="'efficientnet_lite0' describes no network"):
+        load_network(copy, "efficientnet_lite0")
+
+
+def test_a_file_that_is_no_safetensors_is_named(copy):
+    (copy / "x.safetensors").write_bytes(b"no weights")
+    edited(copy, "efficientnet_lite0", file="x.safetensors", sha256=sha256(copy / "x.safetensors"))
+    with pytest.raises(WeightsError, match="x.safetensors is no safetensors file"):
         load_network(copy, "efficientnet_lite0")
 
 

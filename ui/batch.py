@@ -28,6 +28,8 @@ from .uploads import Uploads
 
 MOST_FILES = 1000
 MOST_BYTES = 200 << 20  # of one file in an archive; a picture of 100 megapixels has that many
+MOST_UNPACKED = 4 << 30  # bytes of all files in an archive
+MOST_LISTED = 4 << 20  # bytes of an archive's table of contents; a file takes about a hundred
 REDRAW_S = 1.5  # seconds between two looks at a growing table
 _THUMBNAIL = 72
 _SORT = """
@@ -133,9 +135,38 @@ def pictures(uploads: Uploads, files: list[dict]) -> Iterator[list[tuple[str, Ca
         yield found
 
 
+class _Archive(zipfile.ZipFile):
+    """A zip archive that unpacks no more than `MOST_UNPACKED`; nothing in it is ever written to the disk."""
+
+    def __init__(self, stream: BinaryIO):
+        self.left, guarded = MOST_UNPACKED, _Guarded(stream)
+        super().__init__(guarded)
+        guarded.most = MOST_BYTES + 1
+
+    def unpack(self, member: zipfile.ZipInfo) -> bytes:
+        """The bytes of a member, and one more than `MOST_BYTES` if it has more, whatever size the archive claims."""
+        with self.open(member) as file:
+            data = file.read(min(MOST_BYTES + 1, self.left))
+        self.left -= len(data)
+        return data
+
+
+class _Guarded:
+    """A stream of which no more than `most` bytes are read at once, as zipfile reads a table of contents."""
+
+    def __init__(self, stream: BinaryIO):
+        self.most, self._stream = MOST_LISTED, stream
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self.most:
+            raise XRayError(f"The zip archive lists far more than {MOST_FILES} files; send at most {MOST_FILES}.")
+        return self._stream.read(size if size >= 0 else self.most)
+
+
 def _members(archive: str, enter: Callable[[], BinaryIO]) -> list[tuple[str, Callable[[], XRay]]]:
     try:
-        opened = zipfile.ZipFile(enter())
+        opened = _Archive(enter())
     except XRayError as error:
         return [(archive, partial(_refuse, str(error)))]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
@@ -148,14 +179,19 @@ def _refuse(sentence: str) -> XRay:
     raise XRayError(sentence)
 
 
-def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> XRay:
+def _unpack(archive: _Archive, member: zipfile.ZipInfo) -> XRay:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA may ask for 4 GB of memory
+        raise XRayError("The file is compressed in an unusual way; make an ordinary zip archive.")
+    if archive.left <= 0:
+        raise XRayError(f"The archive unpacks to more than {MOST_UNPACKED >> 30} GB; send fewer files at once.")
     try:
-        with archive.open(member) as file:
-            data = file.read(MOST_BYTES + 1)  # whatever size the archive claims
+        data = archive.unpack(member)
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError):
         raise XRayError("The file cannot be unpacked; make the archive again, without a password.") from None
     if len(data) > MOST_BYTES:
         raise XRayError(f"The file is larger than {MOST_BYTES >> 20} MB when unpacked; send the X-ray alone.")
+    if data.startswith(b"PK\3\4"):
+        raise XRayError("This is an archive inside an archive; send it by itself.")
     return load_xray(data)
 
 
@@ -229,8 +265,9 @@ def _counted(task: str, found: dict) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A file name that a spreadsheet does not take for a formula."""
-    return f"'{name}" if name[:1] in "=+-@\t\r" else name
+    """A file name that a spreadsheet does not take for a formula, on one line."""
+    name = "".join(character if character.isprintable() else " " for character in name)
+    return f"'{name}" if name.lstrip()[:1] in tuple("=+-@＝＋－＠") else name
 
 
 def table(rows: list[dict], total: int, running: bool) -> str:

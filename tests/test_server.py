@@ -1,0 +1,366 @@
+"""The server against hostile requests, files and surroundings."""
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import campaign_files
+import campaign_requests
+import pytest
+import uvicorn
+from conftest import ROOT
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from test_app import WAIT_S, _files, _wait_until, served
+
+from ui import gate
+from ui.gate import Gate, patient
+from ui.uploads import stored, sweep
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and limits of POSIX")
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def server(random_weights, tmp_path_factory):
+    with served(random_weights, tmp_path_factory.mktemp("server")) as url_and_uploads:
+        yield url_and_uploads
+
+
+@pytest.fixture(scope="module")
+def ask(server):
+    """Send a request to the page; (status, answer)."""
+
+    def send(method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        host = {"Host": urlsplit(server[0]).netloc}
+        return campaign_requests.send(server[0], method, path, body, host | headers)
+
+    return send
+
+
+@pytest.fixture(scope="module")
+def call(server, ask):
+    """Call an endpoint as curl would, and return the text of its answer."""
+
+    def send(name: str, data: list) -> str:
+        kind = {"Content_Type": "application/json"}
+        status, answer = ask("POST", f"/gradio_api/call/{name}", json.dumps({"data": data}).encode(), **kind)
+        assert status == 200, answer
+        connection = http.client.HTTPConnection(urlsplit(server[0]).netloc, timeout=WAIT_S)
+        with closing(connection):
+            connection.request("GET", f"/gradio_api/call/{name}/{json.loads(answer)['event_id']}")
+            return connection.getresponse().read().decode()
+
+    return send
+
+
+def _upload(ask, name: str, data: bytes) -> tuple[int, bytes]:
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    kind = {"Content_Type": "multipart/form-data; boundary=x"}
+    return ask("POST", "/gradio_api/upload", head + data + b"\r\n--x--\r\n", **kind)
+
+
+def test_other_names_and_other_sites_are_refused(server, ask):
+    port = urlsplit(server[0]).port
+    for host in ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", ""):
+        assert ask("GET", "/", Host=host)[0] == 421
+    for host in (f"localhost:{port}", f"[::1]:{port}", f"{socket.gethostname()}:{port}"):
+        assert ask("GET", "/", Host=host)[0] == 200
+    join = ("POST", "/gradio_api/queue/join", b"{}")
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{port + 1}", "http://["):
+        assert ask(*join, Origin=origin)[0] == 403
+    assert ask(*join, Origin=f"http://127.0.0.1:{port}")[0] == 422  # it is no proper request, but it was let in
+    assert ask("GET", "/gradio_api/info", Sec_Fetch_Site="cross-site")[0] == 403
+    assert ask("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["file=/etc/passwd", "proxy=http://127.0.0.1/", "component_server", "process_recording", "vibe-code", "token"],
+)
+def test_what_the_page_does_not_need_is_not_there(ask, path):
+    for method in ("GET", "POST"):
+        assert ask(method, f"/gradio_api/{path}", b"{}" if method == "POST" else b"")[0] == 404
+
+
+def test_nothing_but_an_upload_is_read(server, ask, call, picture):
+    """Neither files of the machine, nor other addresses, nor what another user sent by its address on this server."""
+    asked = []
+
+    class Inner(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+
+    with HTTPServer(("127.0.0.1", 0), Inner) as inner:
+        threading.Thread(target=inner.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{inner.server_port}/x.png"
+        for path in (str(picture), "/etc/passwd", str(server[1] / ".." / "x"), address, "http://example.org/x.png"):
+            for name in ("analyze", "batch"):
+                file = {"path": path, "url": address, "meta": {"_type": "gradio.FileData"}}
+                answer = call(name, [file] if name == "analyze" else [[file]])
+                assert "readings" not in answer and "root:" not in answer
+                assert "not an upload" in answer or "fetches nothing" in answer or "event: error" in answer, answer
+        inner.shutdown()
+    assert not asked and picture.is_file()
+    status, answer = _upload(ask, "secret.png", picture.read_bytes())
+    (path,) = json.loads(answer)
+    assert status == 200 and Path(path).is_relative_to(server[1])
+    assert ask("GET", f"/gradio_api/file={path}")[0] == 404
+    assert "readings" in call("analyze", [{"path": path, "meta": {"_type": "gradio.FileData"}}])
+    assert not _files(server[1])
+
+
+@pytest.mark.parametrize("name", ["../../evil.png", "<img src=x onerror=alert(1)>.png", "=cmd|' /C calc'!A0.png", ".."])
+def test_a_file_name_leads_nowhere(server, ask, call, picture, name):
+    status, answer = _upload(ask, name, picture.read_bytes())
+    if status == 200:
+        (path,) = json.loads(answer)
+        assert Path(path).resolve().is_relative_to(server[1])
+        assert "readings" in call("analyze", [{"path": path, "meta": {"_type": "gradio.FileData"}}])
+    else:
+        assert status == 400
+        sweep(server[1], -1)
+    assert not _files(server[1])
+
+
+def test_uploads_are_bounded_and_leave_nothing(server, ask):
+    url, uploads = server
+    assert ask("POST", "/gradio_api/queue/join", b"[" * (5 << 20))[0] in (413, 0)
+    kind = {"Content_Type": "multipart/form-data; boundary=x"}
+    assert ask("POST", "/gradio_api/upload", b"", Content_Length=str(5 << 30), **kind)[0] == 413
+    assert ask("POST", "/gradio_api/upload", b"", Transfer_Encoding="chunked", **kind)[0] == 411
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port)) as cut_short:
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Length: 9999999\r\n"
+        head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        head += '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        cut_short.sendall(head.encode() + bytes(200_000))
+        _wait_until(lambda: _files(uploads))
+    _wait_until(lambda: not _files(uploads))
+
+
+def test_hostile_requests_harm_nobody(server):
+    statuses, wrong = campaign_requests.campaign(server[0], 60)
+    assert not wrong and statuses.total() == 60
+    sweep(server[1], -1)
+
+
+# Bounds that take time, on a small application behind the same gate
+
+
+@contextmanager
+def behind_the_gate(folder: Path, **options):
+    """(host, port) of an application that says how long its request was."""
+
+    async def app(scope, receive, send):
+        await PlainTextResponse(str(len(await Request(scope, receive).body())))(scope, receive, send)
+
+    config = uvicorn.Config(Gate(app, folder, **options), port=0, log_level="critical", lifespan="off")
+    config.load()
+    config.http_protocol_class = patient(config.http_protocol_class)
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    _wait_until(lambda: running.started)
+    try:
+        yield running.servers[0].sockets[0].getsockname()
+    finally:
+        running.should_exit = True
+        thread.join(WAIT_S)
+
+
+def _ends(connection: socket.socket) -> bool:
+    """Whether the other side hangs up."""
+    connection.settimeout(WAIT_S)
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_slow_clients_are_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "SILENCE_S", 0.3)
+    monkeypatch.setattr(gate, "SLOWEST", 10_000)
+    head = b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n"
+    with behind_the_gate(tmp_path) as address:
+        for begun in (b"", head, head + b"\r\n" + b"x" * 10):
+            with socket.create_connection(address) as silent:
+                silent.sendall(begun)
+                assert _ends(silent)
+        with socket.create_connection(address) as trickling:
+            trickling.sendall(head + b"\r\n")
+            with pytest.raises(OSError):  # what was hung up takes no more
+                for _ in range(200):
+                    trickling.sendall(b"x")
+                    time.sleep(0.05)
+        with socket.create_connection(address) as proper:
+            proper.sendall(head + b"\r\n" + b"x" * 5000)
+            assert b"200 OK" in proper.recv(4096)
+
+
+def test_names_that_were_given_are_let_in(tmp_path):
+    with behind_the_gate(tmp_path, names=("manet.hospital.example",)) as (host, port):
+        for name, origin, status in (
+            ("manet.hospital.example", "https://manet.hospital.example", 200),
+            ("MANet.Hospital.example:80", "http://manet.hospital.example", 200),
+            ("127.0.0.1:9", "https://manet.hospital.example", 200),  # a proxy that does not hand on the name
+            ("hospital.example", "https://manet.hospital.example", 421),
+            ("manet.hospital.example", "https://hospital.example", 403),
+        ):
+            headers = {"Host": name, "Origin": origin}
+            assert campaign_requests.send(f"http://{host}:{port}", "GET", "/", b"", headers)[0] == status
+
+
+def test_a_full_disk_takes_no_uploads(tmp_path, monkeypatch):
+    (tmp_path / "upload").write_bytes(bytes(1000))
+    monkeypatch.setattr(gate, "MOST_STORED", 3000)
+    with behind_the_gate(tmp_path) as (host, port):
+        upload = (f"http://{host}:{port}", "POST", "/gradio_api/upload")
+        assert campaign_requests.send(*upload, bytes(1500), {"Host": host}) == (200, b"1500")
+        assert campaign_requests.send(*upload, bytes(2500), {"Host": host})[0] == 507
+        monkeypatch.setattr(gate, "LEAST_FREE", 1 << 60)
+        assert campaign_requests.send(*upload, bytes(10), {"Host": host})[0] == 507
+
+
+def test_what_nobody_reads_is_swept(tmp_path):
+    for age in (0, 1000):
+        path = tmp_path / str(age) / "film.png"
+        path.parent.mkdir()
+        path.write_bytes(bytes(10))
+        os.utime(path, (time.time() - age,) * 2)
+    assert stored(tmp_path) == 20
+    sweep(tmp_path, 600)
+    assert stored(tmp_path) == 10
+    sweep(tmp_path, 600)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_guesses_of_passwords_are_bounded(tmp_path, monkeypatch):
+    """As Gradio answers, a wrong password is status 400; who guesses is known by address."""
+    clock = [1000.0]
+    monkeypatch.setattr(gate.time, "monotonic", lambda: clock[0])
+
+    async def app(scope, receive, send):
+        await PlainTextResponse("", 400)(scope, receive, send)
+
+    guarded = Gate(app, tmp_path)
+
+    def login(address: str) -> int:
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/login", "headers": [(b"host", b"localhost")]}
+        asyncio.run(guarded(scope | {"client": (address, 1)}, None, send))
+        return sent[0]["status"]
+
+    assert [login("10.0.0.1") for _ in range(7)] == [400] * 5 + [429] * 2
+    assert login("10.0.0.2") == 400
+    assert [login(f"2001:db8::{number}") for number in range(6)] == [400] * 5 + [429]  # one household's network
+    clock[0] += gate.FORGIVEN_S + 1
+    assert login("10.0.0.1") == 400
+
+
+# Damaged files
+
+
+def test_damaged_files_end_in_an_xray_or_a_sentence():
+    result = campaign_files.campaign(150)
+    assert not result.wrong, result.wrong
+    assert {outcome for _, outcome in result.outcomes} == {"read", "refused"} and result.outcomes.total() == 150
+
+
+def _faulty(pipe) -> None:
+    """A reader with every fault that the campaign looks for."""
+    pipe.recv()
+    pipe.send(("read", 0))
+    data = pipe.recv()
+    if data == b"dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0 if data == b"takes memory" else 600)
+    pipe.send(("read", campaign_files.MOST_BYTES + 1))
+
+
+@POSIX
+def test_the_campaign_sees_what_it_looks_for(monkeypatch):
+    monkeypatch.setattr(campaign_files, "LONGEST_S", 1)
+    monkeypatch.setattr(campaign_files, "_reader", _faulty)
+    reader = campaign_files.Reader()
+    assert "died" in reader.read(b"dies")[0]
+    assert "memory" in reader.read(b"takes memory")[0]
+    monkeypatch.setattr(campaign_files, "LONGEST_S", 0.2)
+    assert "over 0.2 s" in reader.read(b"hangs")[0]
+    reader.close()
+
+
+# Surroundings
+
+
+def _page(*arguments: str, **environment: str) -> subprocess.Popen:
+    """`python app.py` in a bare environment."""
+    command = [sys.executable, "app.py", "--weights", "nowhere", *arguments]
+    env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@POSIX
+def test_surroundings_that_lack_something(server, tmp_path):
+    """A port in use, no folder for temporary files, a proxy that cannot reach this page, no HOME, a C locale."""
+    taken = str(urlsplit(server[0]).port)
+    bare = {"LC_ALL": "C", "HTTP_PROXY": "http://127.0.0.1:9", "TMPDIR": str(tmp_path)}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    pages = [_page("--port", taken, **bare), _page("--port", port, **bare)]
+    assert pages[0].communicate(timeout=WAIT_S)[0].splitlines()[-1:] == [
+        f"The page cannot be served at 127.0.0.1:{taken}; choose another --port."
+    ]
+    assert pages[0].returncode == 1
+    assert pages[1].stdout.readline().startswith("MANet: http://127.0.0.1:")
+    (folder,) = tmp_path.glob("manet-*")
+    (folder / "film.png").write_bytes(b"an upload that nobody read")
+    pages[1].send_signal(signal.SIGTERM)
+    rest = pages[1].communicate(timeout=WAIT_S)[0]
+    assert pages[1].returncode == 0 and "Traceback" not in rest and not list(tmp_path.glob("manet-*"))
+
+
+def test_no_folder_for_temporary_files(monkeypatch):
+    from ui.server import serve
+
+    def nowhere(*args, **kwargs):
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", nowhere)
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    with pytest.raises(SystemExit, match="set TMPDIR"):
+        serve("127.0.0.1", 7860, "nowhere")
+    with pytest.raises(SystemExit, match="one of --auth and --mcp"):
+        serve("127.0.0.1", 7860, "nowhere", users=[("erika", "x")], mcp=True)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "1234567"])
+def test_a_port_is_a_number_of_a_port(port, capsys):
+    import app
+
+    with pytest.raises(SystemExit) as error:
+        app.main(["--port", port])
+    assert error.value.code == 2 and "from 1 to 65535" in capsys.readouterr().err
