@@ -1,17 +1,23 @@
 # make app    environment, dependencies, then the page on http://127.0.0.1:7860 (PORT=7999 make app moves it)
 # make test   environment, dependencies, then all tests
+# make lock   the newest versions of all dependencies, with hashes, into requirements.lock
 PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 7860
 
-.PHONY: app test clean
+.PHONY: app test lock clean
 
 app: $(VENV)/ready
 	$(VENV)/bin/python app.py --host $(HOST) --port $(PORT)
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest
+
+lock: $(VENV)/ready
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet uv
+	$(VENV)/bin/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --custom-compile-command "make lock" requirements.txt --output-file requirements.lock
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MANet needs Python 3.11 or newer: make app PYTHON=python3.11")'

@@ -123,16 +123,21 @@ def _reader(pipe) -> None:
 
 
 class Reader:
-    """A child process that reads files, replaced by a new one when it dies or has to be ended."""
+    """A child process that reads files, replaced by a new one when it dies or has to be ended.
 
-    def __init__(self):
-        self._child = None
+    Args:
+        target: what the child does.
+        method: how it is started.
+    """
+
+    def __init__(self, target=_reader, method: str = "spawn"):
+        self._child, self._target, self._context = None, target, multiprocessing.get_context(method)
 
     def read(self, data: bytes) -> tuple[str, int]:
         """("read", "refused", or what is wrong; most bytes of memory of the child so far)."""
         if self._child is None:
             self._pipe, end = multiprocessing.Pipe()
-            self._child = multiprocessing.get_context("spawn").Process(target=_reader, args=(end,), daemon=True)
+            self._child = self._context.Process(target=self._target, args=(end,), daemon=True)
             self._child.start()
             end.close()
             self._pipe.send(xrays.PICTURES["PNG 8"])  # which waits for the child's imports

@@ -303,8 +303,7 @@ def _faulty(pipe) -> None:
 @POSIX
 def test_the_campaign_sees_what_it_looks_for(monkeypatch):
     monkeypatch.setattr(campaign_files, "LONGEST_S", 1)
-    monkeypatch.setattr(campaign_files, "_reader", _faulty)
-    reader = campaign_files.Reader()
+    reader = campaign_files.Reader(_faulty, "fork")
     assert "died" in reader.read(b"dies")[0]
     assert "memory" in reader.read(b"takes memory")[0]
     monkeypatch.setattr(campaign_files, "LONGEST_S", 0.2)

@@ -1,6 +1,7 @@
 """The shape of the program: which way imports go, what is documented, how text is opened, and that it installs."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -157,3 +158,16 @@ def test_it_installs_as_a_package(tmp_path):
     command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, sys.argv[1])\n{INSTALLED}", site]
     run = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "no weights in" in run.stdout and run.stdout.count(".\n") == 1
+
+
+def test_the_lock_pins_what_is_required():
+    """requirements.lock has every requirement, in a version that it allows, with hashes; `make lock` renews it."""
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pinned = {line.split("==")[0]: line.split("==")[1].split()[0] for line in lines if re.match(r"[a-z0-9]", line)}
+    assert len(pinned) > 100 and sum("--hash=sha256:" in line for line in lines) > len(pinned)
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if line.partition("#")[0].strip():
+            asked = Requirement(line.partition("#")[0])
+            assert asked.specifier.contains(pinned[asked.name]), f"{asked} is not in requirements.lock; run make lock"

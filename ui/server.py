@@ -86,13 +86,15 @@ def serve(
     """
     if mcp and users:  # Gradio serves MCP to whoever asks
         raise SystemExit("--mcp knows no passwords; start the page with one of --auth and --mcp.")
-    os.environ["NO_PROXY"] = "*"  # Gradio asks itself whether it runs, and no proxy on the way can know
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = (
+        "*"  # Gradio asks itself whether it runs, and no proxy on the way can know
+    )
     safehttpx.get = _fetch_nothing
     over = threading.Event()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, which deletes the temporary folder
     try:
-        with tempfile.TemporaryDirectory(prefix="manet-") as folder:
-            folder = os.environ.setdefault("GRADIO_TEMP_DIR", folder)
+        with _own_folder() as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder
             gate = Middleware(Gate, folder=folder, names=(host, *names))
             demo = build(weights, folder, models).queue(max_size=MOST_WAITING, api_open=False)
             demo.launch(
@@ -111,10 +113,19 @@ def serve(
         pass
     except ImportError as error:
         raise SystemExit("--mcp needs one package more: pip install 'gradio[mcp]'") from error
-    except FileNotFoundError as error:
-        raise SystemExit("There is no folder for temporary files; set TMPDIR to one that may be written.") from error
     except OSError as error:
         raise SystemExit(f"The page cannot be served at {host}:{port}; choose another --port.") from error
+
+
+def _own_folder() -> tempfile.TemporaryDirectory:
+    """A new folder for uploads, in the one that GRADIO_TEMP_DIR or the system names for temporary files."""
+    try:
+        parent = os.environ.get("GRADIO_TEMP_DIR")
+        if parent:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="manet-", dir=parent)
+    except OSError as error:
+        raise SystemExit("There is no folder for temporary files; set TMPDIR to one that may be written.") from error
 
 
 async def _fetch_nothing(url: str, *args, **kwargs) -> None:
