@@ -63,12 +63,15 @@ class Gate:
     Args:
         app: what is behind it.
         folder: where uploads are stored.
-        names: by which browsers may call this server, beside localhost, this machine's name and any IP address.
+        host: name or address on which the server listens.
+        names: by which browsers may call it, beside `host`, localhost, this machine's name and any IP address.
     """
 
-    def __init__(self, app: ASGIApp, folder: str | Path, names: tuple[str, ...] = ()):
+    def __init__(self, app: ASGIApp, folder: str | Path, host: str = "", names: tuple[str, ...] = ()):
         self.app, self.folder = app, Path(folder)
-        self.names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in names)}
+        self.proxies = {(name.lower(), None) for name in names}  # one may ask under another name than its pages have
+        self.names = {"localhost", socket.gethostname().lower(), host.lower(), *(name for name, _ in self.proxies)}
+        self.names.discard("")
         self._arriving = 0  # bytes of uploads that are under way
         self._failures: OrderedDict[str, list[float]] = OrderedDict()  # address: when its logins failed
 
@@ -109,7 +112,7 @@ class Gate:
         name = _name(f"//{host}")
         if not (_is_address(name) or name in self.names):
             raise Refusal(421, "This server does not go by that name; start it with --name if it should.")
-        if origin is not None and _place(origin) != _place(f"//{host}") and _name(origin) not in self.names:
+        if origin is not None and _place(origin) not in {_place(f"//{host}"), *self.proxies}:
             raise Refusal(403, "Pages of other sites may not use this server.")
         followed = path == "/" and headers.get("sec-fetch-mode") == "navigate"  # a link to the page
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed:

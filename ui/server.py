@@ -95,7 +95,7 @@ def serve(
     try:
         with _own_folder() as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder
-            gate = Middleware(Gate, folder=folder, names=(host, *names))
+            gate = Middleware(Gate, folder=folder, host=host, names=names)
             demo = build(weights, folder, models).queue(max_size=MOST_WAITING, api_open=False)
             demo.launch(
                 server_name=host, server_port=port, share=False, quiet=True, run_history=False,
