@@ -5,7 +5,6 @@ import http.client
 import json
 import random
 import re
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -128,13 +127,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from test_app import memory_of, served
+    import psutil
+    from test_app import served
 
     with tempfile.TemporaryDirectory() as folder, served(ROOT / "weights", Path(folder)) as (url, uploads):
-        pid = int(subprocess.check_output(["pgrep", "-n", "-f", f"app.py --port {urlsplit(url).port}"]))
-        before, begun = memory_of(pid), time.monotonic()
+        (page,) = (child for child in psutil.Process().children() if "app.py" in child.cmdline())
+        before, begun = page.memory_info().rss, time.monotonic()
         statuses, wrong = campaign(url, args.count, args.seed)
-        seconds, grown = time.monotonic() - begun, memory_of(pid) - before
+        seconds, grown = time.monotonic() - begun, page.memory_info().rss - before
         left = sum(path.stat().st_size for path in uploads.rglob("*") if path.is_file())
     print("| status | answers |\n|---|---|")
     for status, number in sorted(statuses.items()):

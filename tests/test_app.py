@@ -61,11 +61,6 @@ def served(weights: Path, temporary: Path, *options: str):
         assert "Traceback" not in (temporary / "log").read_text()
 
 
-def memory_of(pid: int) -> int:
-    """Bytes of memory that a process has."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def _answers(url: str) -> bool:
     try:
         return urllib.request.urlopen(url, timeout=5).status == 200
