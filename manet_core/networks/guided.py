@@ -36,9 +36,9 @@ class Guided(Classifier):
     """A body, features × mask, and the head: GAP → 128 ELU → dropout 0.10 → 64 ELU → dropout 0.05 → classes.
 
     Attributes:
-        guidance: () bool, a buffer of the state dict. True, as in stage III and unless it is changed: the mask, averaged
-            over each cell of the features' grid, multiplies the features. False, as in stages I and II: the mask is
-            ignored.
+        guidance: () bool, a buffer of the state dict. True, as in stage III and unless it is changed: the mask,
+            averaged over each cell of the features' grid, multiplies the features. False, as in stages I and II: the
+            mask is ignored.
         body: timm's network without its own head.
         head: what turns features into logits.
     """
