@@ -109,7 +109,9 @@ def read_lesion_heatmaps(recipe: GuidedRecipe, run: Run, net: nn.Module) -> dict
             lungs.append(mask[0].numpy() > 0)
             outlines.append(lesion.outline((recipe.size, recipe.size)))
             patients.append(lesion.patient)
-    return localise(heats, lungs, outlines, patients) | {"patients": len(set(patients))} if heats else None
+    if len(heats) < 2:  # each heatmap is compared with another one's
+        return None
+    return localise(heats, lungs, outlines, patients) | {"patients": len(set(patients))}
 
 
 def measure_stage(recipe: GuidedRecipe, run: Run, folder: Path, heatmaps: int) -> dict:
@@ -196,6 +198,7 @@ def name_of(row: dict) -> list[str]:
     recipe = row["recipe"]
     start = "ImageNet" if recipe["imagenet"] else "random weights"
     trained = f"{start}, seed {row['seed']}; {row['films']} X-rays × {row['epochs']} epochs, best {row['best_epoch']}"
+    trained += f"; {recipe['optimizer']} {recipe['lr']:g}"
     if row["stage"] == "III":
         trained += f"; α {recipe['alpha']:g}" + ("" if recipe["direct"] else ", mask not multiplied")
     return [f"{spec(recipe['model']).title} at {recipe['size']}", row["stage"], trained]

@@ -180,8 +180,7 @@ def validation(recipe: Recipe, dataset: LungPictures) -> Callable[[np.ndarray], 
     """What makes validation figures of probabilities (N, K) of a data set."""
     index, task = dataset.pictures.index.iloc[dataset.rows], get_task(recipe.task)
     groups = (index.label + " of " + index.source).to_numpy()
-    truth = np.where(dataset.targets.sum(1) == 1, dataset.targets.argmax(1), -1)
-    return lambda predicted: figures(predicted, dataset.targets, truth, groups, task)
+    return lambda predicted: figures(predicted, dataset.targets, dataset.labels, groups, task)
 
 
 def weights_of_draw(recipe: Recipe, dataset: LungPictures) -> Tensor | None:
