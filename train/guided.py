@@ -3,7 +3,8 @@
     python -m train.guided --data DATA --out runs/guided
 
 trains what is missing below --out, BACKBONE/SEED/STAGE, goes on with what was interrupted, skips what is finished, and
-writes results/guided/tables.md and results.json.
+writes results/guided/tables.md and results.json, to which another machine's trainings can be added. The tables tell
+what a finished stage was trained with, whatever the command asks for now.
 
 Stage I trains the paper's head on the features of a frozen body, which are computed once and kept in --cache. The
 --best backbones by validation accuracy go on. Stage II trains body and head. Stage III multiplies the body's features
@@ -37,7 +38,7 @@ from .engine import device_of
 from .measures.classification import read_test
 from .measures.heatmaps import heatmap, in_lung
 from .measures.localisation import localise, read_lesions
-from .measures.markdown import number, percent, table
+from .measures.markdown import number, percent, table, write_between
 from .measures.statistics import bootstrap_weights, even_sample, mean, proportion
 from .measures.study import NotMeasured
 from .recipe import Run, add_options, add_run_options, recipe_from, run_from
@@ -248,8 +249,20 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def headline(rows: list[dict]) -> str:
+    """The README's table: accuracy of each stage, and where its heatmaps lie."""
+    cells = []
+    for row in rows:
+        a = row["attention"]
+        lungs = f"{percent(a['in_lung'])}, lungs {100 * a['lungs']['value']:.0f}"
+        cells.append([*name_of(row), *(percent(row[split]["accuracy"]) for split in PLACES), row["test"]["n"], lungs])
+    cells.append(["VGG-16, the paper's best", "", "Danilov et al., their data", "88", "84", "", ""])
+    head = ["network", "stage", "trained", "accuracy, %: validation", "test", "n", "heatmap in lung, %"]
+    return "\n".join(table(head, cells)).rstrip("\n") + "\n"
+
+
 def report(rows: list[dict], folder: Path) -> None:
-    """Write results.json and tables.md; stages that `folder` holds of other trainings stay in them."""
+    """Write results.json, tables.md and the README's table; other trainings that `folder` holds stay in them."""
     path = folder / "results.json"
     new = {row_key(row) for row in rows}
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -257,6 +270,9 @@ def report(rows: list[dict], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (folder / "tables.md").write_text(markdown(rows), encoding="utf-8")
+    readme = folder.parent.with_name("README.md")
+    if readme.exists():
+        write_between(readme, "guided", headline(rows))
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ class EachEpoch(Dataset):
 
     def __init__(self, whole: Dataset, count: int, seed: int, weights: Tensor | None = None):
         self.whole, self.count, self.seed = whole, count, seed
-        self.weights = None if weights is None else (weights / weights.sum()).numpy().astype(np.float64)
+        self.weights = None if weights is None else weights.double().numpy()
         self.epoch = 0
 
     @property
