@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from manet_core import create_classifier, list_models
+from manet_core.networks.registry import spec
 from manet_core.tasks import Task, get_task, list_tasks
 
 from . import broad, imagenet, run_verb
@@ -134,7 +135,9 @@ def train(recipe: Recipe, run: Run) -> dict:
             f"Attention: at {recipe.size} pixels at most {left:.0e} of the mask is left in the last map of "
             f"{recipe.model}, which silences its features; expect little of it. Use a larger --size."
         )
-    if recipe.imagenet:
+    if recipe.imagenet and spec(recipe.model).attention == "guided":
+        start_from(net.body, imagenet.guided_body(spec(recipe.model).backbone))
+    elif recipe.imagenet:
         if not recipe.model.startswith("efficientnet_lite0"):
             raise SystemExit("--imagenet is there for efficientnet_lite0 only.")
         weights = imagenet.efficientnet_lite0()

@@ -141,8 +141,9 @@ class Pictures:
         return np.flatnonzero(keep)
 
     def labels(self, rows: np.ndarray, task: Task = MANET) -> np.ndarray:
-        """Class numbers (len(rows),) int64, in the order of the task's classes; −1 for any other label."""
-        number = {label: k for k, label in enumerate(task.classes)}
+        """Class numbers (len(rows),) int64, in the order of the task's classes; −1 for a label of none or several."""
+        number = {name: k for k, name in enumerate(task.classes)}
+        number |= {label: number[allowed[0]] for label, allowed in task.labels.items() if len(allowed) == 1}
         return np.array([number.get(label, -1) for label in self.index.label.iloc[rows]], np.int64)
 
     def targets(self, rows: np.ndarray, task: Task = MANET) -> np.ndarray:

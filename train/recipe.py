@@ -81,7 +81,8 @@ class Recipe:
         """The recipe of the paper that the network is from."""
         if self.verb == "segment":
             return PAPER["segment"]
-        return PAPER.get(spec(self.model).backbone, PAPER["classify"])
+        row = spec(self.model)
+        return PAPER.get(row.attention) or PAPER.get(row.backbone, PAPER["classify"])
 
     def departures(self) -> dict[str, dict]:
         """Where it differs from its paper's recipe: {setting: {"paper", "here"}}."""
@@ -130,6 +131,10 @@ PAPER = {
         task="covid", model="alexnet_attn2", size=299, epochs=20, optimizer="adam", lr=1e-4, schedule="constant",
         augment="flip", sees="whole",
     ),
+    "guided": Recipe(
+        task="guided", model="vgg16_guided", size=224, batch=32, lr=1e-4, weight_decay=1e-3, schedule="constant",
+        imagenet=True, select="val_loss", patience=10, sees="whole",
+    ),
 }  # fmt: skip
 _LAPTOP = dict(size=224, batch=32, optimizer="adamw", weight_decay=0.05, schedule="onecycle", imagenet=True)
 _BROAD = dict(
@@ -153,6 +158,7 @@ RECIPES = {
         "laptop": replace(PAPER["classify"], model="efficientnet_lite0_ma", epochs=3, lr=1e-3, **_LAPTOP),
         "broad": replace(PAPER["classify"], model="efficientnet_lite0_ma", **_BROAD),
         "alexnet": PAPER["alexnet"],
+        "guided": PAPER["guided"],
     },
 }  # fmt: skip
 

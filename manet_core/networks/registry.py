@@ -182,3 +182,19 @@ register_backbone(
 )
 for backbone, title in (("efficientnet_lite0", "EfficientNet-Lite0"), ("resnet34", "ResNet-34")):
     register_backbone(backbone, title, _ours("e2e", "EndToEnd", backbone), ("e2e",), size=256, sees="whole")
+
+# the paper's ten, each at its own input size, and EfficientNet-Lite0
+for _name, _title, _size in (
+    ("mobilenetv2", "MobileNetV2", 224),
+    ("densenet121", "DenseNet-121", 224),
+    ("efficientnet_b0", "EfficientNet-B0", 224),
+    ("efficientnet_b1", "EfficientNet-B1", 240),
+    ("efficientnet_b3", "EfficientNet-B3", 300),
+    ("efficientnet_b5", "EfficientNet-B5", 456),
+    ("vgg16", "VGG-16", 224),
+    ("resnet50v2", "ResNet-50 V2", 224),
+    ("inception_v3", "Inception v3", 299),
+    ("inception_resnet_v2", "Inception-ResNet v2", 299),
+    ("efficientnet_lite0", "EfficientNet-Lite0", 224),
+):
+    register_backbone(_name, _title, _ours("guided", "Guided", _name), ("guided",), 3, _size, sees="whole")
