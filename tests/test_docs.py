@@ -184,6 +184,7 @@ def test_commands_and_files_exist(text, capsys, monkeypatch):
         known |= options(module, capsys, monkeypatch)
     if "accelerate launch" in text:
         known |= {option for action in launch_command_parser()._actions for option in action.option_strings}
+    known |= {"--require-hashes"}  # pip's
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) <= known
 
 
