@@ -134,3 +134,11 @@ def mask_warnings(lungs: Lungs) -> list[str]:
     if ((lungs.probability > 0.5) ^ cleaned).sum() > 0.25 * cleaned.sum():
         found.append("The predicted mask needed much cleaning; compare it with the picture before trusting the rest.")
     return found
+
+
+def implausible(lungs: Lungs, warnings: list[str]) -> bool:
+    """Whether a mask with these `mask_warnings` is none of a frontal chest X-ray: hardly any lung, or two faults.
+
+    One of 1,066 test X-rays has two faults.
+    """
+    return lungs.cleaned.mean() < 2 * SMALLEST_LUNG or len(warnings) > 1

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,10 @@ from .explain import DEFAULT, Explainer, get_explainer
 from .explain.gradcam import scale_maps
 from .explain.progress import watched
 from .familiarity import Familiarity
+from .files.dicom import HEADER_DENIES
 from .files.quality import picture_warnings
 from .files.xray import XRay
-from .lungs import Lungs, mask_warnings, predict_lungs, sides
+from .lungs import Lungs, implausible, mask_warnings, predict_lungs, sides
 from .networks.registry import list_models
 from .preprocess import WHOLE, Box, View, network_input, paste, resize
 from .tasks import get_task, list_tasks
@@ -88,6 +89,8 @@ class Analysis:
         warnings: plain sentences; [] when all is well.
         distance: how unlike the training X-rays it is, about 1 for one of them; None if the weights cannot tell.
         explainer: what made the heatmaps; see `explain`.
+        withheld: those of the warnings for which no class should be named: the picture, its header or its mask says
+            that it is no frontal chest X-ray, or it is out-of-distribution; [] when the readings may be shown.
     """
 
     original: np.ndarray
@@ -96,6 +99,7 @@ class Analysis:
     warnings: list[str]
     distance: float | None = None
     explainer: str = DEFAULT
+    withheld: list[str] = field(default_factory=list)
 
     @cached_property
     def mask_raw(self) -> np.ndarray:
@@ -117,6 +121,11 @@ class Analysis:
         """The tasks of the networks that were asked, in the order of `list_tasks`."""
         asked = {reading.task for reading in self.readings.values()}
         return [task for task in list_tasks() if task in asked]
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the readings may be shown: nothing is `withheld`. It does not say that they are right."""
+        return not self.withheld
 
     def readings_of(self, task: str) -> dict[str, Reading]:
         """The readings of one task, {model: Reading}: only these can be compared, or agree."""
@@ -176,6 +185,8 @@ class Analysis:
             "height": self.original.shape[0],
             "width": self.original.shape[1],
             "distance": self.distance,
+            "reliable": self.reliable,
+            "withheld": list(self.withheld),
             "warnings": list(self.warnings),
             "disclaimer": DISCLAIMER,
         }
@@ -367,13 +378,15 @@ class Pipeline:
                 progress(done + 1, len(names))
         analyses = []
         for x, own, found in zip(xrays, lungs, readings):
-            warnings, distance = [*x.remarks, *picture_warnings(x.pixels), *mask_warnings(own)], None
+            header = [remark for remark in x.remarks if remark.startswith(HEADER_DENIES)]
+            picture, mask, unlike, distance = picture_warnings(x.pixels), mask_warnings(own), [], None
             if self.familiarity is not None and own.features is not None:
                 distance = self.familiarity.distance(own.features)
-                warnings += self.familiarity.warnings(distance)
-            analyses.append(
-                Analysis(x.pixels, own, found, warnings, distance, explainer.name if explainer else DEFAULT)
-            )
+                unlike = self.familiarity.warnings(distance)
+            warnings = [*x.remarks, *picture, *mask, *unlike]
+            withheld = [*header, *picture, *(mask if implausible(own, mask) else []), *unlike]
+            by = explainer.name if explainer else DEFAULT
+            analyses.append(Analysis(x.pixels, own, found, warnings, distance, by, withheld))
         return analyses
 
     def _read(

@@ -1,6 +1,7 @@
 """The page, served by app.py and driven by a browser; and its endpoint, called as a program would."""
 
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -30,7 +31,7 @@ from manet_core import CLASSES, WeightsError, list_models, load_xray
 from manet_core.phantom import phantom
 from manet_core.pipeline import DISCLAIMER
 from manet_core.tasks import get_task
-from manet_core.weights import read_manifest
+from manet_core.weights import read_manifest, write_manifest
 
 ROOT = Path(__file__).parent.parent
 PATIENT = "Mustermann-Erika"  # what a file name may give away
@@ -75,9 +76,19 @@ def _wait_until(condition) -> None:
         time.sleep(0.05)
 
 
+def _behind_shipped_segmenter(random: Path, weights: Path, folder: Path) -> Path:
+    """Fill `folder` with random classifiers and the shipped segmenter, which finds the lungs of a phantom."""
+    segmenter = {key: value for key, value in read_manifest(weights)["resunet"].items() if key != "familiarity"}
+    for path in (*random.glob("*.safetensors"), weights / segmenter["file"]):
+        (folder / path.name).symlink_to(path.resolve())
+    write_manifest(folder, read_manifest(random) | {"resunet": segmenter})
+    return folder
+
+
 @pytest.fixture(scope="module")
-def server(random_weights, tmp_path_factory):
-    with served(random_weights, tmp_path_factory.mktemp("server")) as url_and_uploads:
+def server(random_weights, weights, tmp_path_factory):
+    folder = _behind_shipped_segmenter(random_weights, weights, tmp_path_factory.mktemp("weights"))
+    with served(folder, tmp_path_factory.mktemp("server")) as url_and_uploads:
         yield url_and_uploads
 
 
@@ -222,7 +233,9 @@ def test_upload_shows_pictures_and_cards(server, page, phantom_png):
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
     assert PATIENT not in kept and "Tuberculosis" not in kept
-    assert PATIENT not in page.content()
+    digest = hashlib.sha256(load_xray(phantom_png).pixels.tobytes()).hexdigest()
+    assert re.match(rf"{PATIENT}\.png, read \d{{4}}-.*, pixels SHA-256 {digest[:16]}", page.inner_text("#read"))
+    assert page.locator("#drop").bounding_box()["width"] < 250  # it has done its work
     _wait_until(lambda: not _files(uploads))
 
 
@@ -243,12 +256,18 @@ def test_view_changes_without_another_analysis(server, page, phantom_png):
     page.check("#view label:has-text('Invert') input")
     page.wait_for_function("document.querySelector('#window feFuncR').getAttribute('slope') == -1")
     assert page.evaluate("document.querySelector('#window feFuncR').getAttribute('intercept')") == "1"
+    badge = "getComputedStyle(document.querySelector('.gradio-container')).getPropertyValue('--window')"
+    assert page.evaluate(badge) == '"inverted"'
     before = _sources(page)
     page.check("#view label:has-text('viridis') input")
     page.wait_for_function("old => document.querySelector('.card .heat').src != old", arg=before[0])
     page.check("#view label:has-text('one for all panels') input")
     page.wait_for_selector("text=strongest place of all panels")
     assert not any("queue/join" in address for address in page.requested[requests:])
+    page.click("button:has-text('Clear lungs')")  # another film is seen as it is
+    page.wait_for_selector("#read >> text=phantom, clear lungs")
+    page.wait_for_function("document.querySelector('#window feFuncR').getAttribute('slope') == 1")
+    assert page.evaluate(badge) == "none" and not page.is_checked("#view label:has-text('Invert') input")
 
 
 def _choose_explainer(page, title: str) -> None:
@@ -279,17 +298,21 @@ def test_another_explainer(server, page, phantom_png):
     assert page.locator("#explaining .stage").count() == 0
 
 
-def test_several_tasks(many_tasks, tmp_path, page, phantom_png):
+def test_several_tasks(many_tasks, weights, tmp_path, page, phantom_png):
     """Networks of five classes, of three, and of 14 findings, on every tab and at every endpoint."""
-    with served(many_tasks, tmp_path) as (url, _):
+    (tmp_path / "weights").mkdir()
+    with served(_behind_shipped_segmenter(many_tasks, weights, tmp_path / "weights"), tmp_path) as (url, _):
         page.goto(url)
         page.check("label:has-text('Read first') input")
         _send(page, phantom_png)
         page.wait_for_selector("text=What do you see?")
-        assert page.locator("label:has-text('Effusion') >> visible=true").count() == 0
-        page.click("label:has-text('Tuberculosis') >> visible=true")
+        page.click("#quiz label:has-text('Tuberculosis')")
         page.wait_for_selector(".card")
-        assert page.locator("section.cards").count() == 3 and page.locator(".card").count() == 4
+        assert page.locator("section.cards").count() == 1 and page.locator(".card").count() == 2  # the first family
+        for task, count in (("Normal, pneumonia or COVID-19", 3), ("14 findings", 4)):  # of the film that is kept
+            page.check(f"#families label:has-text('{task}') input")
+            page.wait_for_function("count => document.querySelectorAll('.card').length == count", arg=count)
+        assert page.locator("section.cards").count() == 3
         assert page.locator(".card table").nth(3).locator("tr").count() == 14
         assert page.locator(".summary").count() == 3
         page.click("#explain label:has-text('Effusion')")
@@ -343,11 +366,28 @@ def test_bad_file_then_dicom(server, page, text_file, phantom_dicom):
     page.wait_for_selector(".card")
     assert page.locator("[role=alert] >> text=not a picture").count() == 0
     assert page.is_visible("text=200×240 pixels")
-    _send(page, text_file)  # a refusal must not leave another X-ray's readings on the page
-    page.wait_for_selector("[role=alert] >> text=This is not a picture that MANet can read")
-    assert not page.is_visible(".card") and not page.is_visible(".pictures")
+    _send(page, text_file)  # what was read stays, and is told to be of the film before
+    page.wait_for_selector("[role=alert] >> text=notes.txt was not analysed")
+    assert page.is_visible("[role=alert] >> text=Below is still the X-ray before it, IM000001.")
+    assert page.is_visible(".card") and page.is_visible(".pictures") and page.is_visible("#read >> text=IM000001")
     _shot(page, "refused")
     assert not _files(uploads)
+
+
+def test_no_class_is_named_where_there_are_no_lungs(server, page, tmp_path, rng):
+    (tmp_path / "noise.png").write_bytes(_png(rng.random((200, 200))))
+    page.goto(server[0])
+    _send(page, tmp_path / "noise.png")
+    page.wait_for_selector("#withheld >> text=No reliable reading")
+    assert page.locator("#withheld li").count() > 0 and page.is_visible(".pictures")
+    assert not page.is_visible(".card") and not page.is_visible("#summary")
+    page.click("button:has-text('answers anyway')")
+    page.wait_for_selector(".card")
+    assert page.is_visible("#summary") and page.is_visible("#withheld") and not page.is_visible("#anyway")
+    page.click("button:has-text('Clear lungs')")
+    page.wait_for_selector("#read >> text=phantom, clear lungs")
+    page.wait_for_selector(".card")
+    assert not page.is_visible("#withheld") and page.is_visible("#summary")
 
 
 def test_phantom_button(server, page):
@@ -377,7 +417,7 @@ def test_endpoint_answers(server, client, phantom_png, phantom_dicom):
     for path in (phantom_png, phantom_dicom):
         answer = client.predict(handle_file(path), api_name="/analyze")
         keys = {"readings", "explainer", "lung_area", "lung_areas", "height", "width"}
-        assert set(answer) == keys | {"distance", "warnings", "disclaimer"}
+        assert set(answer) == keys | {"distance", "reliable", "withheld", "warnings", "disclaimer"}
         assert set(answer["readings"]) == {"efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"}
         for reading in answer["readings"].values():
             assert set(reading) == {"task", "probabilities", "predicted", "in_lung"}
@@ -446,7 +486,9 @@ def test_models_endpoint(client, random_weights):
 
 
 def test_public_endpoints(client):
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/analyze", "/batch", "/models"}
+    found = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(found) == {"/analyze", "/batch", "/models"}
+    assert all(len(endpoint["description"]) > 20 for endpoint in found.values())
 
 
 def test_many_xrays(server, page, phantom_png, phantom_dicom, text_file):
@@ -511,6 +553,9 @@ def test_compare_attention(server, page):
 
     page.click("label:has-text('all but the lungs')")
     page.wait_for_selector(".grid >> text=The networks are shown all but the lungs")
+    page.click("#compare-explainer input")
+    page.click("[role=option]:text-is('LayerCAM')")
+    page.wait_for_selector(".grid >> text=A heatmap (LayerCAM)")
     page.click("label:has-text('Random weights')")
     page.wait_for_selector(".grid >> text=RANDOM")
     _shot(page, "compare")
@@ -523,10 +568,14 @@ def test_read_first(server, page):
     page.wait_for_selector("text=What do you see?")
     page.wait_for_selector(".pictures")
     assert not page.is_visible(".card") and not page.is_visible(".summary")
+    assert page.locator(".pictures img").count() == 1  # no mask
+    tabs = page.locator("button[role=tab]:not(:has-text('Second opinion'))")
+    assert tabs.count() == 3 and all(tab.is_disabled() for tab in tabs.all())
     _shot(page, "read-first")
-    page.click("label:has-text('Tuberculosis') >> visible=true")
+    page.click("#quiz label:has-text('Tuberculosis')")
     page.wait_for_selector(".quiz >> text=You read Tuberculosis")
     page.wait_for_selector(".card")
+    assert page.locator(".pictures img:not(.outline)").count() == 4 and not any(t.is_disabled() for t in tabs.all())
     assert re.search("agree on [01] of 1", page.inner_text(".quiz"))
 
 

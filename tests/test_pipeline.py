@@ -247,9 +247,41 @@ NOT_CHESTS = {
 
 
 @pytest.mark.parametrize("name", NOT_CHESTS)
-def test_what_is_no_chest_x_ray_warns(pipe, name):
-    warnings = pipe.analyze(as_xray(NOT_CHESTS[name]()), models=[]).warnings
-    assert warnings, f"{name} went through without a warning"
+def test_what_is_no_chest_x_ray_warns_and_gets_no_class(pipe, name):
+    analysis = pipe.analyze(as_xray(NOT_CHESTS[name]()), models=[])
+    assert analysis.warnings and analysis.withheld, f"{name} went through"
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm"])
+def test_no_class_where_the_header_says_another_modality(pipe, name):
+    from pydicom.data import get_testdata_file
+
+    analysis = pipe.analyze(load_xray(get_testdata_file(name, download=False)), models=["efficientnet_lite0_ma"])
+    assert not analysis.reliable and name[:2] in analysis.withheld[0]
+    result = analysis.to_dict()
+    assert result["reliable"] is False and result["withheld"] == analysis.withheld
+    assert result["readings"]["efficientnet_lite0_ma"]["predicted"] in CLASSES, "the readings are there to be looked at"
+
+
+def test_a_mask_without_lung_or_with_two_faults_withholds_the_class(random_pipe):
+    def analyze(mask: np.ndarray):
+        return random_pipe.analyze(phantom(128), models=[], lungs=Lungs(mask.astype(np.float32), mask))
+
+    lungs = phantom_mask(128)
+    assert analyze(lungs).reliable and analyze(lungs).withheld == []
+    one_side, cut_off = lungs.copy(), lungs.copy()
+    one_side[:, 64:] = False
+    assert analyze(one_side).warnings and analyze(one_side).reliable, "one fault is a warning"
+    cut_off[:, 64:], cut_off[:, :20] = False, True
+    for mask in (np.zeros_like(lungs), cut_off):
+        analysis = analyze(mask)
+        assert analysis.withheld and set(analysis.withheld) <= set(analysis.warnings) and not analysis.reliable
+
+
+def test_few_real_x_rays_are_withheld(pipe, index):
+    rows = [image for source in ("kermany", "shenzhen", "ieee8023") for image in sample(index, source, 12).image]
+    withheld = [not analysis.reliable for analysis in pipe.analyze_many(map(load_xray, rows), models=[])]
+    assert len(rows) == 36 and np.mean(withheld) <= 0.06
 
 
 def test_a_colour_photograph_warns(pipe, tmp_path):

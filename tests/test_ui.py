@@ -2,20 +2,24 @@
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import re
 import struct
+import threading
 import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import colormaps
 from PIL import Image
 
@@ -27,6 +31,7 @@ from manet_core.weights import read_manifest, write_manifest
 from ui import batch, render, startup, teach
 from ui.models import models_page, reliability_svg
 from ui.networks import Networks, results_of
+from ui.newest import Newest, Superseded
 from ui.render import OWN, PREDICTED, SHARED, View
 from ui.startup import gr
 from ui.uploads import Uploads
@@ -140,8 +145,54 @@ def test_a_slow_explainer_lets_others_go_first(many_tasks):
 def test_little_is_kept_of_a_large_film(many_tasks):
     networks, x = Networks(many_tasks), XRay(np.tile(phantom(500).pixels, (8, 8)))
     film = networks.keep(x, networks.analyze(x))
-    assert film.analysis.original.shape == (1024, 1024)
+    assert film.analysis.original.shape == (1024, 1024) and film.shape == (4000, 4000)
     assert sorted(film.inputs) == [64, 96] and film.inputs[96].shape == (96, 96)
+    assert film.sha256 == hashlib.sha256(x.pixels.tobytes()).hexdigest()
+
+
+def test_families_are_the_tasks_of_the_networks_that_are_run(many_tasks, tmp_path):
+    networks = Networks(many_tasks)
+    assert networks.tasks() == ["manet", "guided", "nih14"]
+    assert networks.of_tasks(["manet"]) == ["efficientnet_lite0", "resnet34_ma"] and networks.of_tasks([]) == []
+    assert Networks(many_tasks, ["efficientnet_lite0_cbam"]).tasks() == ["nih14"]
+    assert Networks(tmp_path).tasks() == []
+    assert networks.suited("gradcam", ["resnet34_ma"]) == ["resnet34_ma"]
+    assert networks.suited("attention", ["resnet34_ma"]) == []
+
+
+def test_a_kept_film_can_be_read_by_networks_that_were_not_asked_before(many_tasks):
+    """Also by one that brings it to another size."""
+    networks, x = Networks(many_tasks), phantom(300, seed=1)
+    film = networks.keep(x, networks.analyze(x, models=["efficientnet_lite0_ma"]))
+    later = networks.again(film, ["resnet34_ma"]).readings["resnet34_ma"]
+    known = networks.analyze(x, models=["resnet34_ma"]).readings["resnet34_ma"]
+    assert later.probabilities == pytest.approx(known.probabilities) and later.box == known.box
+
+
+def test_what_is_newer_ends_what_is_older():
+    newest, started, told = Newest(), threading.Event(), []
+
+    def endless(progress) -> str:
+        while True:
+            started.set()
+            progress(0, 1)
+
+    def run(session: str, work) -> str:
+        return (yield from newest.run(session, work, lambda done, count: (done, count)))
+
+    def first() -> None:
+        for step in run("a", endless):
+            told.append(step)
+
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(first)
+        assert started.wait(10)
+        assert list(run("b", lambda progress: progress(1, 2))) == [(1, 2)]  # another page's is another's
+        assert not job.done()
+        assert list(run("a", lambda progress: None)) == []
+        with pytest.raises(Superseded):
+            job.result(10)
+    assert told and set(told) == {(0, 1)}
 
 
 def test_random_networks_have_the_classes_of_their_tasks(many_tasks):
@@ -210,11 +261,48 @@ def test_fit(shape, expected):
 
 def test_pictures_have_the_aspect_of_the_xray():
     pixels = phantom(256).pixels[:, :200]
-    html = render.pictures(Analysis(pixels, Lungs.from_probability(pixels[:128, :128]), {}, []))
+    html = render.pictures(pixels, (2560, 2000), Lungs.from_probability(pixels[:128, :128]), [])
     _well_formed(html)
     found = [_picture(url) for url in re.findall(r'src="([^"]+)"', html)]
     assert [picture.size for picture in found] == [(200, 256)] * 5  # four, and the mask's outline over the first
-    assert "--ratio:0.7812" in html and "200×256 pixels" in html
+    assert "--ratio:0.7812" in html and "2000×2560 pixels" in html
+
+
+def test_the_film_alone_shows_no_mask():
+    pixels = phantom(256).pixels
+    html = render.film(pixels, pixels.shape)
+    _well_formed(html)
+    assert html.count("<figure>") == 1 and "mask" not in html and "--lungs" not in html
+    assert np.array_equal(np.asarray(_picture(re.search(r'src="([^"]+)"', html)[1])), (pixels * 255).round())
+
+
+def test_the_caption_tells_who_is_shown_the_whole_xray():
+    pixels = phantom(64).pixels
+    html = render.pictures(pixels, pixels.shape, Lungs.from_probability(pixels), ["alexnet", "alexnet_attn2"])
+    assert "what the classifiers are shown; the whole X-ray is shown to AlexNet, AlexNet (attention after two" in html
+
+
+def test_a_headline_names_no_class_where_it_is_withheld():
+    assert render.withheld([]) == ""
+    html = render.withheld(["The mask is empty.", "<b>"])
+    _well_formed(html)
+    assert "No reliable reading" in html and "The mask is empty." in html and "<li>&lt;b&gt;</li>" in html
+
+
+def test_a_film_is_told_by_name_time_and_hash():
+    when = datetime(2026, 3, 1, 14, 5, tzinfo=UTC)
+    html = render.provenance("<i>$x$.png", when, "ab" * 32)
+    _well_formed(html)
+    assert "&lt;i&gt;$x$.png, read 2026-03-01 14:05:00 UTC, pixels SHA-256 abababababababab…" in html
+    assert "ab" * 32 in html
+    assert render.told("", when, "ab" * 32).startswith("read 2026")
+
+
+def test_a_refusal_says_what_is_still_shown():
+    html = render.refusal("<x>.txt", "This is no picture.", "film.png")
+    _well_formed(html)
+    assert "&lt;x&gt;.txt was not analysed" in html and "still the X-ray before it, film.png." in html
+    assert "still" not in render.refusal("", "This is no picture.", None)
 
 
 def test_cards_place_attentions_in_columns(readings):
@@ -233,7 +321,9 @@ def test_cards_explain_the_class_that_is_asked_for(readings):
     assert other.count("raw peak 0.25, 80% in lung (right 50%, left 30%)") == 2 * len(
         readings
     )  # caption and alternative text
-    assert other.count("partly by construction") == 2 * 2
+    assert other.count("with MA partly by construction") == 2 * 2
+    own = {"vgg16_ma": readings["resnet34_ma"], "alexnet_attn1": readings["resnet34_ma"]}
+    assert render.cards(_analysis(own), View("Normal")).count("partly by construction") == 2
 
 
 def test_empty_heatmap_is_named(readings):
@@ -278,7 +368,7 @@ def test_summary_counts(readings, rng):
     assert "disagree: COVID-19 by 3 of 4 (mean probability 48%), Normal by 1 of 4 (mean probability 22%)" in _shown(
         html
     )
-    assert "no classifier" in render.summary(_analysis({}))
+    assert "No network was asked" in render.summary(_analysis({}))
 
 
 def test_one_task_needs_no_title(readings):
@@ -346,6 +436,7 @@ def test_notes_say_what_a_heatmap_is(readings):
     html = render.notes(_analysis(readings))
     _well_formed(html)
     assert "2×2 cells" in html and "scaled on its own" in html and "Grad-CAM" in html
+    assert "is dimmed, and removed only where" in html and "to zero" not in html
     assert render.notes(_analysis({})) == ""
     by_pieces = render.notes(replace(_analysis(readings), explainer="lime"))
     assert "(LIME)" in by_pieces and "30 superpixels" in by_pieces and "cells" not in by_pieces
@@ -599,6 +690,18 @@ def test_table_shows_a_file_name_as_text(name):
     assert escape(name) in drawn and "<script" not in drawn and "<img" not in drawn
 
 
+def test_table_and_csv_name_no_class_where_it_is_withheld(readings):
+    rows = [batch.row("x.png", replace(_analysis(readings, ["No lungs.", "Dark."]), withheld=["No lungs."]))]
+    (line,) = csv.DictReader(io.StringIO(batch.as_csv(rows)))
+    assert line["most networks predict"] == "no reliable reading" and line["networks"] == ""
+    assert line["withheld"] == "No lungs." and line["warnings"] == "No lungs. Dark."
+    assert line["resnet34_ma: COVID-19"] == "0.6000"  # what was answered all the same
+    html = batch.table(rows, 1, running=True)
+    _well_formed(html)
+    assert ">no reliable reading<" in html and ">COVID-19<" not in html and "No lungs. Dark." in html
+    assert json.loads(batch.as_json(rows))[0]["withheld"] == ["No lungs."]
+
+
 def test_a_tie_names_both(readings, rng):
     for name in ("resnet34_ma", "resnet34_cbam"):
         readings[name] = _reading(rng, "Normal")
@@ -660,22 +763,50 @@ def test_what_is_no_drawn_mask_is_none(url):
 def test_grid_has_a_row_an_attention_and_a_column_a_class(readings):
     analysis = _analysis({name: readings[name] for name in ("resnet34_ma", "resnet34_cbam")})
     seen, inside = teach.shown_input(analysis.original, analysis.segmentation, preprocess.View(128, 128), "outside")
-    html = teach.grid(analysis, dict.fromkeys(analysis.readings, seen), "outside", random=True)
+    html = teach.grid(analysis, dict.fromkeys(analysis.readings, seen), "all but the lungs", random=True, told="Drawn.")
     _well_formed(html)
     assert re.findall(r'<th scope="row">([^<]+)', html) == ["mask attention (MA)", "CBAM"]
     assert html.count('class="heat"') == 2 * len(CLASSES) and html.count('class="top"') == 2
-    assert "all but the lungs" in html and "RANDOM" in html
+    assert "<b>all but the lungs</b>" in html and "RANDOM" in html and "Drawn." in html
     drawn = np.asarray(_picture(re.search(r"--shown:url\(([^)]+)\)", html)[1]))
     assert (drawn[inside] == 0).all() and (drawn[~inside] > 0).any()
 
 
-def test_networks_of_one_backbone_and_one_task_are_compared(of_three_tasks, readings):
-    assert teach.groups(_analysis(readings)) == {
+def test_networks_of_one_backbone_and_one_task_are_compared():
+    five = dict.fromkeys(["efficientnet_lite0", "efficientnet_lite0_ma", "resnet34_ma", "resnet34_cbam"], "manet")
+    assert teach.groups(five) == {
         "EfficientNet-Lite0": ["efficientnet_lite0", "efficientnet_lite0_ma"],
         "ResNet-34": ["resnet34_ma", "resnet34_cbam"],
     }
-    found = teach.groups(of_three_tasks)
-    assert found["ResNet-50: 14 findings"] == ["resnet50", "resnet50_ma"] and len(found) == 4
+    found = teach.groups(five | {"alexnet": "covid", "alexnet_attn2": "covid"})
+    assert found["AlexNet: COVID-19 or normal"] == ["alexnet", "alexnet_attn2"] and len(found) == 3
+
+
+def test_the_first_input_is_what_the_networks_are_made_for():
+    (first, made), *others = teach.inputs({"whole"})
+    assert (first, made) == ("the whole picture, as always", teach.AS_MADE)
+    assert ("the lungs", "lungs") in others and "whole" not in dict(others).values() and len(others) == 5
+    assert teach.inputs({"lungs"})[0] == ("the lungs, as always", teach.AS_MADE)
+    assert len(teach.inputs({"lungs", "whole"})) == 7
+
+
+def test_a_network_of_the_whole_xray_is_shown_it(rng):
+    picture, lungs = phantom(96).pixels, Lungs.from_probability(phantom_mask(96).astype(np.float32))
+    whole = preprocess.View(96, 96, sees="whole")
+    shown, _ = teach.shown_input(picture, lungs, whole, teach.AS_MADE)
+    assert np.array_equal(shown, preprocess.network_input(picture, lungs.at(96), "whole", rng))
+    alone, _ = teach.shown_input(picture, lungs, whole, "lungs")
+    assert (alone[~lungs.at(96)] == -1).all()
+
+
+def test_attention_of_a_network_is_shown_with_its_weight():
+    alpha = torch.full((1, 1, 4, 5), 0.04)
+    alpha[0, 0, 1, 2] = 0.24
+    html = teach.attended([alpha], "AlexNet", np.zeros((96, 96), np.float32))
+    _well_formed(html)
+    assert "<b>4×5</b>" in html and "4.8 times" in html  # 0.24 of 1, where an equal share is 1 of 20
+    heat = _heats(html)[0]
+    assert heat.shape == (224, 224) and np.unravel_index(heat.argmax(), heat.shape)[0] < 112
 
 
 def test_the_input_that_is_shown_is_what_the_network_gets(many_tasks):
@@ -690,7 +821,7 @@ def test_the_input_that_is_shown_is_what_the_network_gets(many_tasks):
     finally:
         del net.forward_features
     picture, view = networks.input_of(film, "resnet34_ma"), networks.view("resnet34_ma")
-    image, mask = teach.shown_input(picture, lungs, view, "lungs")
+    image, mask = teach.shown_input(picture, lungs, view, teach.AS_MADE)
     assert np.array_equal(image, got[0][0][0, 0].numpy()) and np.array_equal(mask, got[0][1][0, 0].numpy() > 0.5)
 
 

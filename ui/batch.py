@@ -32,6 +32,7 @@ MOST_UNPACKED = 4 << 30  # bytes of all files in an archive
 MOST_LISTED = 4 << 20  # bytes of an archive's table of contents; a file takes about a hundred
 REDRAW_S = 1.5  # seconds between two looks at a growing table
 _THUMBNAIL = 72
+_UNRELIABLE = "no reliable reading"
 _SORT = """
 element.addEventListener('click', event => {
   const head = event.target.closest('th[aria-sort]');
@@ -218,6 +219,11 @@ def _consensus(found: Analysis, task: str) -> dict:
     }
 
 
+def _withheld(r: dict) -> bool:
+    """Whether no class should be named for this entry."""
+    return bool(r.get("withheld"))
+
+
 def as_json(rows: list[dict]) -> str:
     """The rows as the command line's results.json has them."""
     return (
@@ -238,7 +244,11 @@ def _joined(task: str, names: list[str]) -> str:
 
 
 def as_csv(rows: list[dict]) -> str:
-    """A line a file: consensus of each task, each network's probability of each class, warnings, error."""
+    """A line a file: consensus of each task, each network's probability of each class, warnings, error.
+
+    The consensus is `_UNRELIABLE` where it is withheld, for the reasons in a column of their own; what the networks
+    answered all the same is in their columns.
+    """
     models = {model: reading["task"] for r in rows for model, reading in r.get("readings", {}).items()}
     tasks, columns = _tasks(rows), [(m, name) for m, task in models.items() for name in get_task(task).classes]
     head = ["file"]
@@ -247,14 +257,15 @@ def as_csv(rows: list[dict]) -> str:
         head += [prefix + name for name in ("most networks predict", "networks that do", "networks")]
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow([*head, *(f"{model}: {name}" for model, name in columns), "warnings", "error"])
+    writer.writerow([*head, *(f"{model}: {name}" for model, name in columns), "withheld", "warnings", "error"])
     for r in rows:
         readings, cells = r.get("readings", {}), [_plain(r["file"])]
         for task in tasks:
             found = r.get("consensus", {}).get(task)
-            cells += ["", "", ""] if found is None else _counted(task, found)
+            cells += ["", "", ""] if found is None else [_UNRELIABLE, "", ""] if _withheld(r) else _counted(task, found)
         cells += [f"{readings[m]['probabilities'][name]:.4f}" if m in readings else "" for m, name in columns]
-        writer.writerow([*cells, " ".join(r.get("warnings", [])), r.get("error", "")])
+        reasons = (" ".join(r.get(key, [])) for key in ("withheld", "warnings"))
+        writer.writerow([*cells, *reasons, r.get("error", "")])
     return out.getvalue()
 
 
@@ -305,6 +316,9 @@ def _line(r: dict, tasks: list[str]) -> str:
     cells = ""
     for task in tasks:
         found = r["consensus"][task]
+        if _withheld(r):
+            cells += f'<td class="failed">{_UNRELIABLE}</td><td></td><td></td>'
+            continue
         predicted, counts, of = _counted(task, found)
         cells += f"<td>{escape(predicted)}</td>"
         cells += f'<td data-sort="{max(found["counts"], default=0)}">{counts} of {of}</td>'

@@ -1,19 +1,22 @@
 """The pipeline behind the page: loaded once, one X-ray at a time; and what is kept of an X-ray while it is shown."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from manet_core import Analysis, Pipeline, XRay, create_classifier
+from manet_core import Analysis, Pipeline, WeightsError, XRay, create_classifier
 from manet_core.explain import DEFAULT, get_explainer
 from manet_core.preprocess import View, resize
-from manet_core.weights import MANIFEST, task_of
+from manet_core.tasks import list_tasks
+from manet_core.weights import MANIFEST, read_manifest, task_of
 
 from .render import fit
 
@@ -42,12 +45,20 @@ class Film:
 
     Attributes:
         analysis: its `original` no larger than `KEEP_SIDE`.
-        inputs: {side: the X-ray at (side, side)}, one for each size to which the networks bring a picture. To
+        inputs: {side: the X-ray at (side, side)}, one for each size to which a loaded network brings a picture. To
             them these are the X-ray itself, so that whatever is computed again equals what came from the file.
+        shape: (H, W) of the X-ray itself.
+        name: what its file was called; "" where there is none.
+        sha256: of the pixels as they were read, `load_xray(file).pixels`, hexadecimal.
+        read_at: when, by the server's clock.
     """
 
     analysis: Analysis
     inputs: dict[int, np.ndarray] = field(repr=False)
+    shape: tuple[int, int]
+    name: str
+    sha256: str
+    read_at: datetime
 
 
 class Networks:
@@ -75,6 +86,25 @@ class Networks:
                 self._pipeline = Pipeline.load(self.weights, self.models)
             return self._pipeline
 
+    def tasks(self) -> list[str]:
+        """The tasks of the networks that are to be run, by the manifest alone; [] where it cannot be read."""
+        try:
+            entries = read_manifest(self.weights)
+        except WeightsError:
+            return []
+        asked = {entry["task"] for name, entry in entries.items() if self.models is None or name in self.models}
+        return [task for task in list_tasks() if task in asked]
+
+    def of_tasks(self, tasks: list[str]) -> list[str]:
+        """Names of the networks of these tasks; see `get`."""
+        pipeline = self.get()
+        return [name for name in pipeline.models if pipeline.entries[name]["task"] in tasks]
+
+    def suited(self, explainer: str, models: list[str]) -> list[str]:
+        """Those of `models` that an explainer can explain; see `get`."""
+        nets, suits = self.get().classifiers, get_explainer(explainer).suits
+        return [name for name in models if suits(nets[name])]
+
     def analyze(self, x: XRay, random: bool = False, **options) -> Analysis:
         """`Pipeline.analyze` when it is this X-ray's turn; see `get`.
 
@@ -89,11 +119,20 @@ class Networks:
                 pipeline = self._randomised(pipeline)
             return pipeline.analyze(x, **options)
 
-    def keep(self, x: XRay, analysis: Analysis) -> Film:
-        """What a page needs of an X-ray and its analysis from now on."""
-        sides = {self.view(name).working for name in analysis.readings}
-        small = resize(x.pixels, fit(x.pixels.shape, KEEP_SIDE))
-        return Film(replace(analysis, original=small), {side: resize(x.pixels, side) for side in sides})
+    def keep(self, x: XRay, analysis: Analysis, name: str = "") -> Film:
+        """What a page needs of an X-ray and its analysis from now on; `name` is its file's."""
+        return Film(
+            replace(analysis, original=resize(x.pixels, fit(x.pixels.shape, KEEP_SIDE))),
+            {side: resize(x.pixels, side) for side in {self.view(model).working for model in self.get().models}},
+            x.pixels.shape,
+            name,
+            hashlib.sha256(np.ascontiguousarray(x.pixels)).hexdigest(),
+            datetime.now().astimezone(),
+        )
+
+    def whole(self) -> list[str]:
+        """Names of the networks that are shown something else than the segmented lungs: the whole X-ray; see `get`."""
+        return [name for name in self.get().models if self.view(name).sees != "lungs"]
 
     def view(self, name: str) -> View:
         """How an X-ray becomes the input of the network `name`."""
@@ -115,7 +154,7 @@ class Networks:
 
         Args:
             film: from `keep`.
-            models: of its analysis, the networks to run.
+            models: the networks to run, whether they have read it before or not.
             progress: called with the networks that are done, whole or in part, and how many there are; what it
                 raises ends the work.
             random: as `analyze` has it.

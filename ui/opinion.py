@@ -5,17 +5,19 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from queue import SimpleQueue
+from pathlib import Path
 
 from manet_core import WeightsError, XRay, XRayError
-from manet_core.explain import DEFAULT, get_explainer, list_explainers
+from manet_core.explain import DEFAULT, get_explainer
 from manet_core.phantom import phantom
+from manet_core.preprocess import resize
 from manet_core.report import save_report
+from manet_core.tasks import get_task
 
 from . import render
-from .networks import ANALYSES, EXPLANATIONS, Film, Networks
+from .networks import ANALYSES, EXPLANATIONS, KEEP_SIDE, Film, Networks
+from .newest import Newest, Superseded
 from .startup import gr
 from .uploads import Uploads
 
@@ -29,6 +31,10 @@ _WINDOW = """
     channel.setAttribute('slope', slope);
     channel.setAttribute('intercept', 0.5 - slope * centre);
   }
+  const changed = [inverted ? 'inverted' : '', centre == 0.5 && width == 1 ? '' : 'windowed'].filter(Boolean);
+  const style = document.querySelector('.gradio-container').style;
+  style.setProperty('--window', changed.length ? `"${changed.join(', ')}"` : 'none');
+  style.setProperty('--window-badge', changed.length ? 'var(--amber)' : 'transparent');
 }
 """
 _FULL_SCREEN = """
@@ -37,51 +43,61 @@ element.addEventListener('click', event => {
   if (picture) document.fullscreenElement ? document.exitFullscreen() : picture.requestFullscreen();
 });
 """
+_FAILED = "The analysis failed, and the server’s log says why; try another picture."
 _PRIVATE = {"api_visibility": "private"}
-
-
-class _Superseded(Exception):
-    """Other heatmaps, or another X-ray, were asked for meanwhile."""
 
 
 class OpinionTab:
     """Draws the tab into the page that is being built, and answers it.
 
+    The name of an X-ray's file is shown, and printed on the report, so that its reader can tell which film a reading
+    belongs to. It stays in the memory of this page's session and goes with it: it is in no log, no file and no answer
+    to another page. Nothing else of the file is shown that could tell a patient.
+
     Args:
         networks: what reads the X-rays.
         uploads: what reads their files.
+        newest: runs what a page asks for later, other heatmaps or further networks.
         found: the state that holds the `Film` that is shown.
 
     Attributes:
         status: the line that says what is being done, or what went wrong.
     """
 
-    def __init__(self, networks: Networks, uploads: Uploads, found: gr.State):
-        self.networks, self.uploads, self.found = networks, uploads, found
-        self._explaining: dict[str, object] = {}  # session: a token of its newest request for other heatmaps
+    def __init__(self, networks: Networks, uploads: Uploads, newest: Newest, found: gr.State):
+        self.networks, self.uploads, self.newest, self.found = networks, uploads, newest, found
         self._draw()
-        self._connect()
 
     def _draw(self) -> None:
+        tasks = self.networks.tasks()
         self.score = gr.State((0, 0))  # of “read first”: agreements with the networks, X-rays read
-        with gr.Row(equal_height=True):
+        with gr.Row(equal_height=True, elem_id="top"):
             self.drop = gr.File(label="X-ray", show_label=False, height=76, scale=3, elem_id="drop")
             with gr.Column(scale=2, elem_classes="phantoms"):
-                _html("<p>No X-ray at hand? Try a drawing: <b>synthetic phantom, not a person.</b></p>")
+                hint = "<span class='hint'>No X-ray at hand? </span>"
+                _html(f"<p>{hint}Try a drawing: <b>synthetic phantom, not a person.</b></p>")
                 with gr.Row(equal_height=True):
                     self.phantoms = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
                 self.quiz = gr.Checkbox(label="Read first, then see the networks’ predictions", container=False)
-        self.status = _html(elem_id="status")
+        self.families = gr.CheckboxGroup(
+            [(get_task(name).title, name) for name in tasks], value=tasks[:1], label="Networks that answer",
+            visible=len(tasks) > 1, elem_id="families",
+        )  # fmt: skip
+        self.status = _html(elem_id="status", elem_classes="told")
+        self.read = _html(elem_id="read", elem_classes="told")
         with gr.Row(visible=False, equal_height=True) as self.quiz_panel:
-            self.guess = gr.Radio([], label="What do you see? Then the networks’ predictions appear.")
-        self.verdict = _html(elem_id="verdict")
+            self.guess = gr.Radio([], label="What do you see? Then the networks’ predictions appear.", elem_id="quiz")
+        self.verdict = _html(elem_id="verdict", elem_classes="told")
         with gr.Column(visible=False) as self.headline:
-            self.summary = _html(elem_id="summary")
+            self.withheld = _html(elem_id="withheld", elem_classes="told")
+            self.anyway = gr.Button("Show the networks’ answers anyway", size="sm", elem_id="anyway")
+            with gr.Column() as self.claim:
+                self.summary = _html(elem_id="summary")
         self.pictures = _html(render.EMPTY, elem_id="pictures", js_on_load=_FULL_SCREEN)
         with gr.Column(visible=False) as self.result:
             self.limits = _html()
             self._draw_controls()
-            self.progress = _html(elem_id="explaining")
+            self.progress = _html(elem_id="explaining", elem_classes="told")
             self.cards = _html(elem_id="cards", js_on_load=_FULL_SCREEN)
             self.notes = _html(elem_id="notes")
             with gr.Accordion("Report on one page", open=False, elem_id="report"):
@@ -98,7 +114,7 @@ class OpinionTab:
                 render.choices([]), value=render.PREDICTED, label="Heatmaps of", scale=6, elem_id="explain"
             )
             self.explainer = gr.Dropdown(
-                [(_title(name), name) for name in list_explainers()],
+                render.explainer_choices(),
                 value=DEFAULT, label="Method", min_width=150, scale=2, elem_id="explainer",
             )  # fmt: skip
             self.opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity", min_width=170, scale=2, buttons=[])
@@ -113,36 +129,45 @@ class OpinionTab:
                 self.colours = gr.Radio(render.COLOUR_MAPS, value=render.COLOUR_MAP, label="Colours of heatmaps")
                 self.scale = gr.Radio(render.SCALES, value=render.OWN, label="Scale of heatmaps")
 
-    def _connect(self) -> None:
+    def connect(self, others: list[gr.Tab]) -> None:
+        """Let the tab answer; `others` are the page's other tabs, locked while a student reads first."""
+        self._others = others
         view = [self.explain, self.colours, self.scale]  # the fields of render.View
         gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
             [self.drop.upload, *(button.click for button in self.phantoms.values())],
             None, None, self.status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
             trigger_mode="multiple", **_PRIVATE,
         )  # fmt: skip
+        answers = [
+            self.found, self.summary, self.limits, self.explain, self.explainer, self.progress, self.cards, self.notes,
+            self.guess,
+        ]  # fmt: skip
+        revealed = [self.pictures, self.headline, self.withheld, self.anyway, self.claim, self.result]
         shown = [
-            self.drop, self.status, self.verdict, self.headline, self.summary, self.pictures, self.result, self.limits,
-            self.explain, self.explainer, self.progress, self.cards, self.notes, self.found, self.saved,
-            self.quiz_panel, self.guess,
+            self.drop, self.status, self.read, self.verdict, self.saved, self.quiz_panel, self.centre, self.width,
+            self.inverted, *answers, *revealed, *others,
         ]  # fmt: skip
         event = {"outputs": shown, "show_progress": "hidden"} | _PRIVATE | ANALYSES
-        options = [self.quiz, self.explainer, *view]
+        options = [self.found, self.quiz, self.families, self.explainer, *view]
         self.drop.upload(self._answer_upload, [self.drop, *options], preprocess=False, trigger_mode="multiple", **event)
         for name, button in self.phantoms.items():
             button.click(self._answer_phantom(name), options, **event)
         self.guess.input(
             self._reveal, [self.found, self.guess, self.score],
-            [self.headline, self.result, self.quiz_panel, self.verdict, self.score],
-            queue=False, show_progress="hidden", **_PRIVATE,
+            [self.quiz_panel, self.verdict, self.score, *revealed, *others], queue=False, show_progress="hidden",
+            **_PRIVATE,
+        )  # fmt: skip
+        self.anyway.click(
+            lambda: (gr.update(visible=False), gr.update(visible=True), gr.update(visible=True)), None,
+            [self.anyway, self.claim, self.result], queue=False, show_progress="hidden", **_PRIVATE,
         )  # fmt: skip
         gr.on(
             [control.input for control in view], self._redraw, [self.found, *view], self.cards, queue=False,
             show_progress="hidden", trigger_mode="always_last", **_PRIVATE,
         )  # fmt: skip
-        self.explainer.input(
-            self._explain, [self.found, self.explainer, *view],
-            [self.found, self.progress, self.explainer, self.cards, self.notes],
-            show_progress="hidden", trigger_mode="multiple", **_PRIVATE, **EXPLANATIONS,
+        gr.on(
+            [self.explainer.input, self.families.input], self._ask, [self.found, self.families, self.explainer, *view],
+            answers, show_progress="hidden", trigger_mode="multiple", **_PRIVATE, **EXPLANATIONS,
         )  # fmt: skip
         for kind, button in self.save.items():
             made = button.click(self._report(kind), [self.found, self.note], self.saved, queue=False, **_PRIVATE)
@@ -154,7 +179,7 @@ class OpinionTab:
         only = {"fn": None} | _PRIVATE
         window = [self.centre, self.width, self.inverted]
         self.opacity.input(inputs=self.opacity, js=_sets("--heat"), **only)
-        gr.on([control.input for control in window], inputs=window, js=_WINDOW, **only)
+        gr.on([control.change for control in window], inputs=window, js=_WINDOW, **only)
         self.outlined.input(inputs=self.outlined, js=_sets("--outline", "value ? 'block' : 'none'"), **only)
         under = "value ? 'var(--lungs)' : 'var(--whole)'"
         self.on_lungs.input(inputs=self.on_lungs, js=_sets("--under", under), **only)
@@ -167,33 +192,53 @@ class OpinionTab:
             return render.alert("No analysis is possible", [str(error)])
         return gr.skip()
 
-    def forget(self, session: str) -> None:
-        """End what a page that was closed had asked for."""
-        self._explaining.pop(session, None)
-
     def _answer_upload(
-        self, file: dict, quiz: bool, explainer: str, explain: str, colours: str, scale: str, request: gr.Request
-    ) -> Iterator[dict]:
-        self.forget(request.session_hash)
-        yield from self._answer(lambda: self.uploads.read(file), quiz, explainer, render.View(explain, colours, scale))
+        self, file: dict, film: Film | None, quiz: bool, families: list[str], explainer: str, explain: str,
+        colours: str, scale: str, request: gr.Request,
+    ) -> Iterator[dict]:  # fmt: skip
+        name, view = Path(str((file or {}).get("orig_name") or "")).name, render.View(explain, colours, scale)
+        yield from self._answer(
+            lambda: self.uploads.read(file), name, film, quiz, families, explainer, view, request.session_hash
+        )
 
     def _answer_phantom(self, name: str) -> Callable:
         seed, opacity = PHANTOMS[name]
 
         def answer(
-            quiz: bool, explainer: str, explain: str, colours: str, scale: str, request: gr.Request
-        ) -> Iterator[dict]:
-            self.forget(request.session_hash)
-            view = render.View(explain, colours, scale)
-            yield from self._answer(lambda: phantom(seed=seed, opacity=opacity), quiz, explainer, view)
+            film: Film | None, quiz: bool, families: list[str], explainer: str, explain: str, colours: str, scale: str,
+            request: gr.Request,
+        ) -> Iterator[dict]:  # fmt: skip
+            drawn, view = f"phantom, {name.lower()}", render.View(explain, colours, scale)
+            yield from self._answer(
+                lambda: phantom(seed=seed, opacity=opacity), drawn, film, quiz, families, explainer, view,
+                request.session_hash,
+            )  # fmt: skip
 
         return answer
 
-    def _answer(self, read: Callable[[], XRay], quiz: bool, explainer: str, view: render.View) -> Iterator[dict]:
-        """What the page shows, stage by stage, of the X-ray that `read` returns."""
+    def _answer(
+        self, read: Callable[[], XRay], name: str, before: Film | None, quiz: bool, families: list[str],
+        explainer: str, view: render.View, session: str,
+    ) -> Iterator[dict]:  # fmt: skip
+        """What the page shows, stage by stage, of the X-ray that `read` returns; `before` it, another was shown."""
+        yield {self.status: render.stage("Reading the picture …")}
+        x, sentence = None, _FAILED
+        try:
+            x = read()
+        except XRayError as error:
+            sentence = str(error)
+        except Exception:
+            logging.exception("The reading failed.")
+        if x is None:  # what is shown stays
+            refused = render.refusal(name, sentence, None if before is None else before.name)
+            yield {self.drop: None, self.status: refused + ("" if before is None else _warnings(before))}
+            return
+        self.newest.forget(session)
         yield {
-            self.status: render.stage("Reading the picture …"),
-            self.pictures: "",
+            self.drop: None,
+            self.status: render.stage("Loading the models …"),
+            self.read: "",
+            self.pictures: render.film(resize(x.pixels, render.fit(x.pixels.shape, KEEP_SIDE)), x.pixels.shape),
             self.headline: gr.update(visible=False),
             self.result: gr.update(visible=False),
             self.quiz_panel: gr.update(visible=False),
@@ -201,132 +246,139 @@ class OpinionTab:
             self.progress: "",
             self.found: None,
             self.saved: "",
+            self.centre: 0.5,
+            self.width: 1,
+            self.inverted: False,
         }
         try:
-            x = read()
-            yield {self.status: render.stage("Loading the models …"), self.drop: None}
-            count = len(self.networks.get().models)
-            yield {self.status: render.stage(f"Segmenting the lungs and running {count} networks …")}
-            analysis = self.networks.analyze(x, explainer=self._at_once(explainer))
-            film = self.networks.keep(x, analysis)
+            models = self._models(families)
+            yield {self.status: render.stage(f"Segmenting the lungs and running {len(models)} networks …")}
+            analysis = self.networks.analyze(x, models=models, explainer=self._at_once(explainer, models))
+            film = self.networks.keep(x, analysis, name)
         except (XRayError, WeightsError) as error:
-            yield self._refusal(str(error))
-            return
+            yield self._failure(str(error))
         except Exception:
             logging.exception("The analysis failed.")
-            yield self._refusal("The analysis failed, and the server’s log says why; try another picture.")
-            return
-        yield self._shown(film, quiz, view) | {self.pictures: render.pictures(analysis)}
+            yield self._failure(_FAILED)
+        else:
+            yield self._shown(film, quiz, view)
 
-    def _at_once(self, name: str) -> str:
-        """This explainer, if it suits all networks and is fast: minutes are spent only when asked for."""
-        explainer = get_explainer(name)
-        suits = all(map(explainer.suits, self.networks.get().classifiers.values()))
-        return name if suits and not explainer.slow else DEFAULT
+    def _models(self, families: list[str]) -> list[str]:
+        """The networks of the chosen families; all of them where there is nothing to choose."""
+        networks = self.networks
+        return networks.of_tasks(families) if len(networks.tasks()) > 1 else networks.get().models
 
-    def _refusal(self, sentence: str) -> dict:
-        return {
-            self.status: render.alert("Not analysed", [sentence]),
-            self.pictures: render.EMPTY,
-            self.drop: None,
-        }
+    def _failure(self, sentence: str) -> dict:
+        refused = {self.status: render.alert("Not analysed", [sentence]), self.pictures: render.EMPTY}
+        return refused | self._locked(False)
+
+    def _at_once(self, name: str, models: list[str]) -> str:
+        """This explainer, if it suits all these networks and is fast: minutes are spent only when asked for."""
+        suits = self.networks.suited(name, models) == models
+        return name if suits and not get_explainer(name).slow else DEFAULT
 
     def _shown(self, film: Film, quiz: bool, view: render.View) -> dict:
+        quiz = quiz and bool(film.analysis.tasks)
+        return (
+            self._answers(film, view)
+            | {
+                self.status: _warnings(film),
+                self.read: render.provenance(film.name, film.read_at, film.sha256),
+                self.quiz_panel: gr.update(visible=quiz),
+            }
+            | self._locked(quiz)
+            | ({} if quiz else self._revealed(film))
+        )
+
+    def _revealed(self, film: Film) -> dict:
+        """The masks, and what the networks say, or why that is withheld."""
         analysis = film.analysis
-        choices, task = render.choices(analysis.tasks), render.reading_task(analysis)
+        pictures = render.pictures(analysis.original, film.shape, analysis.segmentation, self.networks.whole())
+        return {
+            self.pictures: pictures,
+            self.headline: gr.update(visible=True),
+            self.withheld: render.withheld(analysis.withheld),
+            self.anyway: gr.update(visible=not analysis.reliable),
+            self.claim: gr.update(visible=analysis.reliable),
+            self.result: gr.update(visible=analysis.reliable),
+        }
+
+    def _locked(self, locked: bool) -> dict:
+        """The other tabs, which show the networks' predictions too."""
+        return {tab: gr.update(interactive=not locked) for tab in self._others}
+
+    def _answers(self, film: Film, view: render.View) -> dict:
+        """What the networks say of a film."""
+        analysis, task = film.analysis, render.reading_task(film.analysis)
+        choices = render.choices(analysis.tasks)
         if view.explain not in dict(choices).values():
             view = replace(view, explain=render.PREDICTED)
-        quiz = quiz and task is not None
         return {
-            self.status: render.alert("Warning", analysis.warnings),
-            self.headline: gr.update(visible=not quiz),
-            self.result: gr.update(visible=not quiz),
-            self.quiz_panel: gr.update(visible=quiz),
-            self.guess: gr.update(choices=render.choices([task.name])[1:] if task else [], value=None),
+            self.found: film,
             self.summary: render.summary(analysis),
             self.limits: render.limits(analysis),
             self.explain: gr.update(choices=choices, value=view.explain),
             self.explainer: analysis.explainer,
+            self.progress: "",
             self.cards: render.cards(analysis, view),
             self.notes: render.notes(analysis),
-            self.found: film,
+            self.guess: gr.update(choices=render.choices([task.name])[1:] if task else [], value=None),
         }
 
-    def _explain(
-        self, film: Film | None, name: str, explain: str, colours: str, scale: str, request: gr.Request
-    ) -> Iterator[dict]:
-        """The heatmaps of the X-ray that is shown, by another explainer."""
+    def _ask(
+        self, film: Film | None, families: list[str], name: str, explain: str, colours: str, scale: str,
+        request: gr.Request,
+    ) -> Iterator[dict]:  # fmt: skip
+        """Other heatmaps of the X-ray that is shown, or what further networks say of it."""
         if film is None:
             yield {self.progress: render.alert("The result has expired", ["Drop the X-ray again."])}
             return
-        title, told = get_explainer(name).title, SimpleQueue()
-        try:
-            self.networks.get().check_suits(get_explainer(name), list(film.analysis.readings))
-        except ValueError as error:
-            self.forget(request.session_hash)
-            yield self._unexplained(film, title, str(error))
-            return
-        mine = self._explaining[request.session_hash] = object()
+        known, models = film.analysis.readings, self._models(families)
+        if self.networks.suited(name, models) != models:
+            if name != film.analysis.explainer:
+                yield self._unexplained(film, name, "It does not suit all networks that answer; choose another method.")
+                return
+            name = DEFAULT  # the networks are what was changed
+        title = get_explainer(name).title
+        missing = models if name != film.analysis.explainer else [model for model in models if model not in known]
 
-        def go_on() -> None:
-            if self._explaining.get(request.session_hash) is not mine:
-                raise _Superseded
+        def work(progress: Callable[[float, int], None]) -> Film:
+            found = self.networks.again(film, missing, progress, explainer=name)
+            readings = {model: (known | found.readings)[model] for model in models}
+            return replace(film, analysis=replace(found, readings=readings, explainer=name))
 
-        def progress(done: float, count: int) -> None:
-            go_on()
-            told.put((done, count))
-
-        def explained() -> Film:
-            models = list(film.analysis.readings)
-            found = replace(film, analysis=self.networks.again(film, models, progress, explainer=name))
-            go_on()
-            return found
+        def told(done: float, count: int) -> dict:
+            text = f"Computing heatmaps by {title}: network {min(int(done) + 1, count)} of {count}"
+            return {self.progress: render.stage(f"{text}, {done / count:.0%} …")}
 
         yield {self.progress: render.stage(f"Computing heatmaps by {title} …")}
-        with ThreadPoolExecutor(1) as pool:
-            job = pool.submit(explained)
-            job.add_done_callback(lambda _: told.put(None))
-            while step := told.get():
-                done, count = step
-                text = f"Computing heatmaps by {title}: network {min(int(done) + 1, count)} of {count}"
-                yield {self.progress: render.stage(f"{text}, {done / count:.0%} …")}
         try:
-            film = job.result()
-        except _Superseded:
+            film = yield from self.newest.run(request.session_hash, work, told)
+        except Superseded:
             return
         except Exception:
             logging.exception("The explanation failed.")
-            yield self._unexplained(film, title, "They could not be computed, and the server’s log says why.")
+            yield self._unexplained(film, name, "They could not be computed, and the server’s log says why.")
             return
-        finally:
-            if self._explaining.get(request.session_hash) is mine:
-                self.forget(request.session_hash)
-        yield {
-            self.found: film,
-            self.progress: "",
-            self.cards: render.cards(film.analysis, render.View(explain, colours, scale)),
-            self.notes: render.notes(film.analysis),
-        }
+        yield self._answers(film, render.View(explain, colours, scale))
 
-    def _unexplained(self, film: Film, title: str, sentence: str) -> dict:
+    def _unexplained(self, film: Film, name: str, sentence: str) -> dict:
         return {
-            self.progress: render.alert(f"No heatmaps by {title}", [sentence]),
+            self.progress: render.alert(f"No heatmaps by {get_explainer(name).title}", [sentence]),
             self.explainer: film.analysis.explainer,
         }
 
     def _reveal(self, film: Film | None, guess: str, score: tuple[int, int]) -> dict:
         if film is None:
             expired = render.alert("The result has expired", ["Drop the X-ray again."])
-            return {self.quiz_panel: gr.update(visible=False), self.verdict: expired}
-        task = render.reading_task(film.analysis).name
-        score = (score[0] + (guess in film.analysis.leading_of(task)), score[1] + 1)
-        return {
-            self.quiz_panel: gr.update(visible=False),
-            self.headline: gr.update(visible=True),
-            self.result: gr.update(visible=True),
-            self.verdict: render.verdict(guess, film.analysis.votes_of(task), score),
-            self.score: score,
-        }
+            return {self.quiz_panel: gr.update(visible=False), self.verdict: expired} | self._locked(False)
+        analysis, verdict = film.analysis, ""
+        task = render.reading_task(analysis)
+        if task is not None and analysis.reliable:  # otherwise there is nothing to agree with
+            score = (score[0] + (guess in analysis.leading_of(task.name)), score[1] + 1)
+            verdict = render.verdict(guess, analysis.votes_of(task.name), score)
+        shown = {self.quiz_panel: gr.update(visible=False), self.verdict: verdict, self.score: score}
+        return shown | self._locked(False) | self._revealed(film)
 
     def _redraw(self, film: Film | None, *view: str) -> str:
         if film is None:
@@ -340,20 +392,22 @@ class OpinionTab:
             if film is None:
                 return render.alert("The result has expired", ["Drop the X-ray again to save a report."])
             page, hashes = io.BytesIO(), self.networks.get().hashes
-            save_report(film.analysis, page, note=note[:LONGEST_NOTE], hashes=hashes, format=kind)
+            title = render.told(film.name, film.read_at, film.sha256)
+            save_report(film.analysis, page, title, note[:LONGEST_NOTE], hashes, kind)
             data = base64.b64encode(page.getvalue()).decode()
             return f'<a download="{name}" href="data:{media};base64,{data}">Save {name} again</a>'
 
         return report
 
 
+def _warnings(film: Film) -> str:
+    """The warnings that are not told as reasons why the reading is withheld."""
+    analysis = film.analysis
+    return render.alert("Warning", [warning for warning in analysis.warnings if warning not in analysis.withheld])
+
+
 def _html(value: str = "", **options) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
-
-
-def _title(name: str) -> str:
-    explainer = get_explainer(name)
-    return explainer.title + (" (slow)" if explainer.slow else "")
 
 
 def _sets(variable: str, value: str = "value") -> str:

@@ -6,6 +6,7 @@ from . import batch, render
 from .endpoints import add_endpoints
 from .models import models_page
 from .networks import Networks, results_of
+from .newest import Newest
 from .opinion import KEEP_S, OpinionTab
 from .startup import gr
 from .teach import teach_tab
@@ -21,10 +22,12 @@ def build(weights: str | Path, upload_folder: str | Path, models: list[str] | No
         models: the classifiers to run; None: all that have weights.
     """
     networks, uploads = Networks(weights, models), Uploads(upload_folder)
+    asked, compared = Newest(), Newest()  # on the first tab, and on the second
 
     def forget(request: gr.Request) -> None:
         """Drop what the server keeps of a page that was closed."""
-        opinion.forget(request.session_hash)
+        for newest in (asked, compared):
+            newest.forget(request.session_hash)
         demo.state_holder.delete_state(request.session_hash)
         demo.state_holder.session_data.pop(request.session_hash, None)
 
@@ -33,13 +36,14 @@ def build(weights: str | Path, upload_folder: str | Path, models: list[str] | No
         found = gr.State(time_to_live=KEEP_S)  # the `Film` that the page shows
         with gr.Tabs():
             with gr.Tab("Second opinion"):
-                opinion = OpinionTab(networks, uploads, found)
+                opinion = OpinionTab(networks, uploads, asked, found)
             with gr.Tab("Compare attention") as teach:
-                teach_tab(networks, found, teach)
-            with gr.Tab("Many X-rays"):
+                teach_tab(networks, compared, found, teach)
+            with gr.Tab("Many X-rays") as many:
                 batch.batch_tab(networks, uploads)
-            with gr.Tab("Models"):
+            with gr.Tab("Models") as models_tab:
                 gr.HTML(models_page(weights, results_of(weights)), apply_default_css=False)
+        opinion.connect([teach, many, models_tab])
         demo.load(opinion.check_weights, None, opinion.status, show_progress="hidden", api_visibility="private")
         demo.unload(forget)
         add_endpoints(networks, uploads)

@@ -8,6 +8,7 @@ scale sends heatmaps alone; opacity, window and inversion need no server at all.
 import base64
 import io
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from manet_core import Analysis, Reading
-from manet_core.explain import get_explainer
-from manet_core.lungs import sides
+from manet_core.explain import get_explainer, list_explainers
+from manet_core.lungs import Lungs, sides
 from manet_core.networks.registry import ATTENTIONS, human_name, split_name
 from manet_core.pipeline import DISCLAIMER
 from manet_core.preprocess import WHOLE, Box, resize
@@ -28,10 +29,10 @@ from manet_core.tasks import Task, get_task
 PREDICTED = "predicted"  # explain what each network predicts, instead of one class
 STYLE = Path(__file__).with_name("style.css")
 
-_SIDE = 1024  # pixels, long side of the four pictures
 _CARD_SIDE = 512
 _ACCENT = (108, 197, 217)
 MASKED = ("ma", "nma")  # attentions that are the lung mask itself
+_BY_MASK = {"ma": "MA", "nma": "MA", "guided": "guidance by the mask", "e2e": "its own mask"}  # what dims the outside
 COLOUR_MAPS = [COLOUR_MAP, "viridis", "cividis", "jet"]  # jet only to compare with papers: it invents edges
 OWN, SHARED = "own", "shared"
 SCALES = [("each panel its own", OWN), ("one for all panels", SHARED)]
@@ -56,7 +57,8 @@ EMPTY = """
 <h2>Drop a frontal chest X-ray above</h2>
 <p>PNG, JPEG, TIFF, BMP, WebP or DICOM, up to 200 MB. The analysis starts by itself and takes some seconds.</p>
 <ol><li><b>Lung segmentation:</b> the lungs are found in the X-ray, the mask is cleaned, and the lungs are cut out.</li>
-<li><b>Classification:</b> each network is shown the lungs alone and gives each of its classes a probability.</li>
+<li><b>Classification:</b> each network is shown the lungs alone, or the whole X-ray where its paper has it so, and
+gives each of its classes a probability.</li>
 <li><b>Heatmaps:</b> where in the picture a network found evidence for a class.</li></ol>
 <p class="small">The X-ray stays on the computer that runs this page. The file is deleted as soon as it is read,
 and no name, date or history is kept.</p>
@@ -99,6 +101,33 @@ def alert(title: str, sentences: list[str]) -> str:
     return f'<div class="alert" role="alert"><b>⚠ {escape(title)}</b><ul>{items}</ul></div>'
 
 
+def refusal(name: str, sentence: str, kept: str | None) -> str:
+    """Why a file is not analysed, and what is shown below it all the same: the X-ray `kept`, None if there is none."""
+    below = [] if kept is None else [f"Below is still the X-ray before it{f', {kept}' if kept else ''}."]
+    return alert(f"{name or 'The file'} was not analysed", [sentence, *below])
+
+
+def told(name: str, read_at: datetime, sha256: str) -> str:
+    """Which film a reading is of: its file's name, when it was read, the hash of its pixels."""
+    return ", ".join(
+        [*([name] if name else []), f"read {read_at:%Y-%m-%d %H:%M:%S %Z}", f"pixels SHA-256 {sha256[:16]}…"]
+    )
+
+
+def provenance(name: str, read_at: datetime, sha256: str) -> str:
+    """`told` as a line of the page, the whole hash at a hover."""
+    return f'<p class="read" title="SHA-256 of the pixels: {sha256}">{escape(told(name, read_at, sha256))}</p>'
+
+
+def withheld(reasons: list[str]) -> str:
+    """A headline that names no class, and why; "" where there is no reason."""
+    if not reasons:
+        return ""
+    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    title = '<h2 class="summary"><b>No reliable reading</b></h2>'
+    return f'<section class="withheld" role="alert">{title}<ul>{items}</ul></section>'
+
+
 def data_url(picture: np.ndarray | Image.Image) -> str:
     """A PNG data URL of a PIL image, or of (H, W) in [0, 1], float or bool, in grey."""
     if not isinstance(picture, Image.Image):
@@ -131,33 +160,54 @@ def outline(mask: np.ndarray) -> Image.Image:
     return picture
 
 
-def pictures(analysis: Analysis) -> str:
-    """The four pictures side by side, and what lies under the cards' heatmaps."""
-    height, width = analysis.original.shape
-    size = fit((height, width), _SIDE)
-    original = resize(analysis.original, size)
-    raw, cleaned = analysis.segmentation.raw_at(size), analysis.segmentation.at(size)
-    right, left = (side.mean() for side in sides(analysis.segmentation.cleaned))
+def film(picture: np.ndarray, shape: tuple[int, int]) -> str:
+    """The X-ray alone, before the networks answer.
+
+    Args:
+        picture: it, (h, w) float32 in [0, 1], at the size at which it is shown.
+        shape: its own (H, W).
+    """
+    return _stages(picture, [("Original", "{1}×{0} pixels".format(*shape), picture, "radiograph")])
+
+
+def pictures(picture: np.ndarray, shape: tuple[int, int], lungs: Lungs, whole: list[str]) -> str:
+    """The four pictures side by side, and what lies under the cards' heatmaps.
+
+    Args:
+        picture, shape: as `film` has them.
+        lungs: the masks.
+        whole: networks that are shown the whole X-ray; all others are shown the lungs alone.
+    """
+    size = picture.shape
+    raw, cleaned = lungs.raw_at(size), lungs.at(size)
+    right, left = (side.mean() for side in sides(lungs.cleaned))
     area = f"area {right + left:.0%} (right {right:.0%}, left {left:.0%})"
+    but = f"; the whole X-ray is shown to {', '.join(map(_called, whole))}" if whole else ""
     four = [
-        ("Original", f"{width}×{height} pixels", original, "radiograph"),
+        ("Original", "{1}×{0} pixels".format(*shape), picture, "radiograph"),
         ("Predicted mask", "as the network gives it", raw, ""),
         ("Post-processed mask", f"cleaned; {area}", cleaned, ""),
-        ("Segmented lungs", "what the classifiers are shown", original * cleaned, "radiograph"),
+        ("Segmented lungs", escape(f"what the classifiers are shown{but}"), picture * cleaned, "radiograph"),
     ]
-    drawn = f'<img class="outline" src="{data_url(outline(cleaned))}" alt="">'
+    return _stages(picture, four, cleaned)
+
+
+def _stages(picture: np.ndarray, shown: list[tuple[str, str, np.ndarray, str]], mask: np.ndarray | None = None) -> str:
+    """Figures (title, note, picture, CSS class) of one X-ray, the mask's outline over the first of them."""
+    (height, width), small = picture.shape, fit(picture.shape, _CARD_SIDE)
+    drawn, under = "", [f"--whole:url({data_url(resize(picture, small))})"]
+    if mask is not None:
+        drawn = f'<img class="outline" src="{data_url(outline(mask))}" alt="">'
+        under.append(f"--lungs:url({data_url(resize(picture * mask, small))})")
     figures = "".join(
         f'<figure><button class="zoom" title="Full screen, on and off"><span><img class="{kind}" '
-        f'src="{data_url(picture)}" width="{size[1]}" height="{size[0]}" alt="{title} ({note})">'
-        f"{drawn if title == 'Original' else ''}</span></button>"
+        f'src="{data_url(stage)}" width="{width}" height="{height}" alt="{title} ({note})">'
+        f"{drawn if number == 0 else ''}</span></button>"
         f"<figcaption><b>{title}</b> {note}</figcaption></figure>"
-        for title, note, picture, kind in four
+        for number, (title, note, stage, kind) in enumerate(shown)
     )
-    small = fit((height, width), _CARD_SIDE)
-    under = [data_url(resize(picture, small)) for picture in (original, original * cleaned)]
-    style = f"--ratio:{width / height:.4f};--whole:url({under[0]});--lungs:url({under[1]})"
-    style = f"<style>.gradio-container{{{style}}}</style>"
-    return f'{style}<section class="pictures" aria-label="The four pictures">{figures}</section>'
+    style = f"<style>.gradio-container{{--ratio:{width / height:.4f};{';'.join(under)}}}</style>"
+    return f'{style}<section class="pictures" aria-label="Pictures of the X-ray">{figures}</section>'
 
 
 def shown_name(name: str) -> str:
@@ -173,10 +223,21 @@ def titles(model: str) -> tuple[str, str, str]:
         return model, ATTENTIONS[""], ""
 
 
+def _called(model: str) -> str:
+    backbone, attention, key = titles(model)
+    return f"{backbone} ({attention})" if key else backbone
+
+
 def choices(tasks: list[str]) -> list[tuple[str, str]]:
     """(label, value) of what heatmaps can explain: the predictions, or a class of any of `tasks`."""
     names = dict.fromkeys(name for task in tasks for name in get_task(task).classes)
     return [("Each network’s prediction", PREDICTED), *((shown_name(name), name) for name in names)]
+
+
+def explainer_choices() -> list[tuple[str, str]]:
+    """(label, value) of every explainer."""
+    explainers = map(get_explainer, list_explainers())
+    return [(explainer.title + (" (slow)" if explainer.slow else ""), explainer.name) for explainer in explainers]
 
 
 def reading_task(analysis: Analysis) -> Task | None:
@@ -193,7 +254,7 @@ def _titled(task: Task, analysis: Analysis) -> str:
 def summary(analysis: Analysis) -> str:
     """For each task, how many networks predict what, and their mean probability of it."""
     if not analysis.readings:
-        return '<h2 class="summary">There are weights for no classifier; only the lungs were segmented.</h2>'
+        return '<h2 class="summary">No network was asked; only the lungs were segmented.</h2>'
     return "".join(_summary(get_task(name), analysis) for name in analysis.tasks)
 
 
@@ -278,8 +339,10 @@ def notes(analysis: Analysis) -> str:
 <div class="notes"><p>A heatmap ({escape(explainer.title)}) that is scaled on its own cannot
 be compared with another panel’s; its raw peak can, among the classes of one network. {escape(fineness)}
 {"A heatmap that ends at a straight edge is of a network that is shown the lungs’ box alone." if cropped else ""}
-<b>In lung</b> is the share of the heatmap inside the mask; mask attention (MA) sets what lies outside the lungs to
-zero, so that this share is high partly by construction, and no proof of better reasoning.</p></div>
+<b>In lung</b> is the share of the heatmap inside the mask. Mask attention (MA) multiplies every feature by the share of
+lung in what that feature covers: what lies outside the lungs is dimmed, and removed only where a feature covers no lung
+at all (the pyramid under “Compare attention” counts these places). The share is thus high partly by construction, no
+proof of better reasoning, and a heatmap may still peak in a corner.</p></div>
 """
 
 
@@ -293,8 +356,8 @@ def _card(model: str, reading: Reading, name: str, heat: Image.Image, place: tup
     backbone, attention, key = titles(model)
     peak, in_lung, (right, left) = reading.peaks[name], reading.in_lung[name], reading.in_sides[name]
     figures = f"raw peak {peak:.3g}, {in_lung:.0%} in lung (right {right:.0%}, left {left:.0%})"
-    if key in MASKED:
-        figures += ", with MA partly by construction"
+    if key in _BY_MASK:
+        figures += f", with {_BY_MASK[key]} partly by construction"
     if peak <= 0:
         figures = "empty, no evidence for this class anywhere"
     rows = "".join(_bar(c, p, c in reading.present) for c, p in reading.probabilities.items())

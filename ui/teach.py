@@ -4,8 +4,9 @@ when they are shown something else, or another mask."""
 import base64
 import binascii
 import io
+import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from html import escape
 
@@ -14,23 +15,25 @@ import torch
 from PIL import Image
 
 from manet_core import Analysis, Reading
-from manet_core.explain import get_explainer
+from manet_core.explain import DEFAULT, get_explainer
 from manet_core.lungs import Lungs
 from manet_core.preprocess import View, network_input, resize
 from manet_core.tasks import get_task
 
 from .networks import COMPARISONS, Film, Networks
-from .render import MASKED, alert, data_url, heat_picture, shown_name, titles
+from .newest import Newest, Superseded
+from .render import MASKED, alert, data_url, explainer_choices, heat_picture, shown_name, stage, titles, withheld
 from .startup import gr
 
-INPUTS = [
-    ("the lungs, as always", "lungs"),
-    ("all but the lungs", "outside"),
-    ("the lungs’ pixels, shuffled", "shuffled"),
-    ("the lungs, equalised", "equalised"),
-    ("the lungs’ outline alone", "shape"),
-    ("the whole picture", "whole"),
-]
+AS_MADE = "as made"  # each network is shown what it is made for
+INPUTS = {
+    "lungs": "the lungs",
+    "outside": "all but the lungs",
+    "shuffled": "the lungs’ pixels, shuffled",
+    "equalised": "the lungs, equalised",
+    "shape": "the lungs’ outline alone",
+    "whole": "the whole picture",
+}
 _SIDE = 224  # of the mask that is drawn on, and of the pictures
 _NOTHING_YET = """
 <section class="empty"><h2>First analyse an X-ray, or a phantom, under “Second opinion”</h2>
@@ -118,13 +121,20 @@ data-mask="{data_url(painted(mask))}" data-colour="rgb(108,197,217)" role="img"
 aria-label="The lung mask over the X-ray; draw on it with the brush"></canvas></div>"""
 
 
-def groups(analysis: Analysis) -> dict[str, list[str]]:
-    """Networks that can be compared: {title: those of one backbone and one task}."""
+def groups(tasks: dict[str, str]) -> dict[str, list[str]]:
+    """Networks that can be compared, {title: those of one backbone and one task}, of {network: its task}."""
     found = {}
-    for name, reading in analysis.readings.items():
-        title = titles(name)[0] + (f": {get_task(reading.task).title}" if len(analysis.tasks) > 1 else "")
+    for name, task in tasks.items():
+        title = titles(name)[0] + (f": {get_task(task).title}" if len(set(tasks.values())) > 1 else "")
         found.setdefault(title, []).append(name)
     return found
+
+
+def inputs(made_for: set[str]) -> list[tuple[str, str]]:
+    """(label, value) of what networks may be shown that are made for these of `INPUTS`; first of all, these."""
+    made = " or ".join(text for key, text in INPUTS.items() if key in made_for)
+    others = [(text, key) for key, text in INPUTS.items() if {key} != made_for]
+    return [(f"{made}, as always", AS_MADE), *others]
 
 
 def shown_input(picture: np.ndarray, lungs: Lungs, view: View, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +144,7 @@ def shown_input(picture: np.ndarray, lungs: Lungs, view: View, what: str) -> tup
         picture: the X-ray at (view.working, view.working), in [0, 1].
         lungs: the mask.
         view: how the network is shown it.
-        what: the lungs or something else, of `INPUTS`.
+        what: the lungs or something else, of `INPUTS`, or `AS_MADE`.
 
     Returns:
         (S, S) float32 in [−1, 1], and (S, S) bool.
@@ -142,17 +152,19 @@ def shown_input(picture: np.ndarray, lungs: Lungs, view: View, what: str) -> tup
     mask = lungs.at(view.working)
     box = view.box(mask)
     mask = view.cut(mask.astype(np.float32), box) > 0.5
+    what = view.sees if what == AS_MADE else what
     return network_input(view.cut(picture, box), mask, what, np.random.default_rng(0)), mask
 
 
-def grid(analysis: Analysis, inputs: dict[str, np.ndarray], what: str, random: bool) -> str:
+def grid(analysis: Analysis, inputs: dict[str, np.ndarray], shown: str, random: bool, told: str = "") -> str:
     """A table of heatmaps: a row for each network, a column for each class.
 
     Args:
         analysis: of networks of one task and one backbone.
         inputs: {model: what it was shown, (S, S) in [−1, 1]}.
-        what: that is, of `INPUTS`.
+        shown: what that is, in words.
         random: the networks have random weights.
+        told: sentences about the mask, if it is not the predicted one, and about networks that are left out.
     """
     first = next(iter(analysis.readings.values()))
     classes = get_task(first.task).classes
@@ -163,11 +175,11 @@ def grid(analysis: Analysis, inputs: dict[str, np.ndarray], what: str, random: b
         cells = "".join(_cell(r, label, attention) for label in classes)
         rows += f"""<tr style="--shown:url({data_url((inputs[name] + 1) / 2)})">
 <th scope="row">{attention}<br>predicts<br><b>{predicted}</b></th>{cells}</tr>"""
-    text = {key: text for text, key in INPUTS}[what]
     note = "The networks have RANDOM weights: a heatmap that looks the same as before explains nothing. " * random
     native, method = "×".join(map(str, first.native)), escape(get_explainer(analysis.explainer).title)
     return f"""<section class="grid">
-<p>{note}The networks are shown <b>{text}</b>. A heatmap ({method}) has {native} cells and a scale of its own; peaks
+<p>{note}{escape(told)}
+The networks are shown <b>{escape(shown)}</b>. A heatmap ({method}) has {native} cells and a scale of its own; peaks
 compare the classes of one network.</p>
 <div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>
 </section>"""
@@ -213,35 +225,119 @@ sets it to zero.</p>
 <div>{figures}</div></section>"""
 
 
-def teach_tab(networks: Networks, found: gr.State, tab: gr.Tab) -> None:
-    """Fill the `tab` that is being built; `found` holds the `Film` that the page shows, or None."""
+def attended(maps: list[torch.Tensor], title: str, picture: np.ndarray) -> str:
+    """A network's own attention maps (1, 1, h, w) over what it was shown, (S, S) in [−1, 1]."""
+    under, figures = data_url((picture + 1) / 2), ""
+    for alpha in maps:
+        alpha = alpha[0, 0].float().cpu().numpy()
+        heat = resize((alpha - alpha.min()) / max(float(np.ptp(alpha)), 1e-12), _SIDE)
+        strongest = alpha.max() * alpha.size
+        figures += f"""<figure><span class="shown" style="--shown:url({under})"><img class="heat"
+src="{data_url(heat_picture(np.clip(heat, 0, 1)))}" alt="Attention of {alpha.shape[0]}×{alpha.shape[1]} places"></span>
+<figcaption><b>{alpha.shape[0]}×{alpha.shape[1]}</b> The strongest place has {strongest:.1f} times the weight that it
+would have if all places had the same.</figcaption></figure>"""
+    return f"""<section class="pyramid attended"><h2>What {escape(title)} attends to</h2>
+<p>These weights, of sum 1, are not a heatmap made afterwards: the network sums its features with them before it
+decides, so they are the same for every class. Each has a colour scale of its own.</p><div>{figures}</div></section>"""
 
-    def redraw(film: Film | None, edited, group, what, random) -> Iterator[dict]:
+
+def maps_of(networks: Networks, names: list[str], shown: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """The maps that networks compute with: the mask pyramid of the first with mask attention, then attention of all.
+
+    Args:
+        networks: of the page.
+        names: of the networks.
+        shown: {name: what it was shown and its mask; see `shown_input`}.
+    """
+    html, nets = "", {name: networks.get().classifiers[name] for name in names}
+    masked = next((name for name in names if titles(name)[2] in MASKED), None)
+    if masked is not None:
+        html += pyramid(nets[masked], titles(masked)[0], shown[masked][1])
+    for name, net in nets.items():
+        picture, mask = (torch.from_numpy(x.astype(np.float32))[None, None].to(networks.get().device)
+                         for x in shown[name])  # fmt: skip
+        with torch.inference_mode():
+            maps = net.local_attention(picture, mask) if hasattr(net, "local_attention") else []
+        if maps:
+            html += attended(maps, ", ".join(titles(name)[:2]), shown[name][0])
+    return html
+
+
+def teach_tab(networks: Networks, newest: Newest, found: gr.State, tab: gr.Tab) -> None:
+    """Fill the `tab` that is being built.
+
+    Args:
+        networks: what reads the X-rays.
+        newest: runs what this tab asks for.
+        found: holds the `Film` that the page shows, or None.
+        tab: to fill.
+    """
+
+    def redraw(
+        film: Film | None, edited, group, what, name, random, request: gr.Request
+    ) -> Iterator[dict]:  # the rest are values of the components below
+        newest.forget(request.session_hash)
         if film is None:
-            yield {shown: _NOTHING_YET, work: gr.update(visible=False), maps: ""}
+            yield {shown: _NOTHING_YET, work: gr.update(visible=False), maps: "", progress: ""}
             return
-        compared = groups(film.analysis)
+        pipeline = networks.get()
+        compared = groups({model: pipeline.entries[model]["task"] for model in pipeline.models})
         if not compared:
             yield {shown: alert("Nothing to compare", ["There are weights for no classifier."])}
             return
         group = group if group in compared else next(iter(compared))
-        yield {work: gr.update(visible=True), which: gr.update(choices=list(compared), value=group)}
+        models = networks.suited(name, compared[group])
+        offered = inputs({networks.view(model).sees for model in compared[group]})
+        texts = {key: text for text, key in offered}
+        what = what if what in texts else AS_MADE
+        explainer = get_explainer(name)
+        yield {
+            work: gr.update(visible=True),
+            which: gr.update(choices=list(compared), value=group),
+            seen: gr.update(choices=offered, value=what),
+            progress: stage(f"Running {len(models)} networks, with heatmaps by {explainer.title} …"),
+        }
+        if not models:
+            title = f"No heatmaps by {explainer.title}"
+            sentence = "It suits none of these networks; choose another method."
+            yield {progress: alert(title, [sentence]), shown: "", maps: ""}
+            return
         edited = edited if edited is not None and edited[0] == _key(film) else None
         lungs = film.analysis.segmentation
         mask = lungs.at(_SIDE)
         if edited is not None:
             mask = edited[1]
             lungs = Lungs(mask.astype(np.float32), mask)
-        what_if = networks.again(film, compared[group], random=random, lungs=lungs, sees=what)
-        inputs, masks = {}, {}
-        for name in what_if.readings:
-            inputs[name], masks[name] = shown_input(networks.input_of(film, name), lungs, networks.view(name), what)
-        masked = next((name for name in what_if.readings if titles(name)[2] in MASKED), None)
-        net = networks.get().classifiers.get(masked)
+
+        def compare(tell: Callable[[float, int], None]) -> Analysis:
+            sees = None if what == AS_MADE else what
+            return networks.again(film, models, tell, random, lungs=lungs, sees=sees, explainer=name)
+
+        def step(done: float, count: int) -> dict:
+            at = f"network {min(int(done) + 1, count)} of {count}, {done / count:.0%} …"
+            return {progress: stage(f"Computing heatmaps by {explainer.title}: {at}")}
+
+        try:
+            what_if = yield from newest.run(request.session_hash, compare, step)
+        except Superseded:
+            return
+        except Exception:
+            logging.exception("The comparison failed.")
+            sentence = "The networks could not be compared, and the server’s log says why."
+            yield {progress: alert("No comparison", [sentence])}
+            return
+        given = {
+            model: shown_input(networks.input_of(film, model), lungs, networks.view(model), what) for model in models
+        }
+        pictures = {model: picture for model, (picture, _) in given.items()}
+        told = "The lung mask was drawn by hand. " if edited is not None else ""
+        if left := [titles(model)[1] for model in compared[group] if model not in models]:
+            told += f"{explainer.title} cannot explain {', '.join(left)}. "
         yield {
-            shown: grid(what_if, inputs, what, random),
-            maps: "" if net is None else pyramid(net, titles(masked)[0], masks[masked]),
+            shown: withheld(film.analysis.withheld) + grid(what_if, pictures, texts[what], random, told),
+            maps: maps_of(networks, models, given),
             canvas: editor(film.analysis, mask),
+            progress: "",
         }
 
     def keep(film: Film | None, event: gr.EventData) -> tuple | None:
@@ -250,23 +346,26 @@ def teach_tab(networks: Networks, found: gr.State, tab: gr.Tab) -> None:
 
     with gr.Column(visible=False) as work:
         with gr.Row(equal_height=True):
-            which = gr.Radio([], label="Backbone", min_width=180)
-            what = gr.Radio(INPUTS, value="lungs", label="What the networks are shown", scale=4)
+            which = gr.Radio([], label="Backbone", min_width=280)
+            seen = gr.Radio(inputs({"lungs"}), value=AS_MADE, label="What the networks are shown", scale=4)
+            method = gr.Dropdown(
+                explainer_choices(), value=DEFAULT, label="Method", min_width=150, elem_id="compare-explainer"
+            )
             random = gr.Checkbox(label="Random weights", min_width=140)
         with gr.Accordion("Draw another mask: what would the networks predict?", open=False, elem_id="what-if"):
             canvas = gr.HTML(apply_default_css=False, js_on_load=_DRAW, elem_id="canvas")
             again = gr.Button("The predicted mask again", size="sm")
+    progress = gr.HTML(apply_default_css=False, elem_id="comparing", elem_classes="told")
     shown = gr.HTML(_NOTHING_YET, apply_default_css=False, elem_id="grid")
     maps = gr.HTML(apply_default_css=False, elem_id="pyramid")
     edited = gr.State(time_to_live=1800)  # (which X-ray, mask)
-    event = {"show_progress": "hidden", "api_visibility": "private"}
-    fields = [found, edited, which, what, random], [work, which, shown, maps, canvas]
-    changes = [tab.select, *(control.input for control in (which, what, random))]
-    gr.on(changes, redraw, *fields, trigger_mode="always_last", **COMPARISONS, **event)
-    canvas.submit(keep, found, edited, trigger_mode="always_last", **event).then(
-        redraw, *fields, **COMPARISONS, **event
-    )
-    again.click(lambda: None, None, edited, **event).then(redraw, *fields, **COMPARISONS, **event)
+    quick = {"show_progress": "hidden", "api_visibility": "private"}
+    event = quick | COMPARISONS | {"trigger_mode": "multiple"}
+    fields = [found, edited, which, seen, method, random], [work, which, seen, progress, shown, maps, canvas]
+    changes = [tab.select, *(control.input for control in (which, seen, method, random))]
+    gr.on(changes, redraw, *fields, **event)
+    canvas.submit(keep, found, edited, trigger_mode="always_last", **quick).then(redraw, *fields, **event)
+    again.click(lambda: None, None, edited, **quick).then(redraw, *fields, **event)
 
 
 def _key(film: Film) -> int:

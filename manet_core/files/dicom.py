@@ -21,6 +21,7 @@ _PALETTE_TAGS = [
     for prefix, suffix in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
 ]
 _REMARK_TAGS = ["Modality", "ViewPosition", "BodyPartExamined"]
+HEADER_DENIES = "The DICOM header says"  # begins the remarks on another modality or view, and no others
 
 
 def looks_like_dicom(data: bytes) -> bool:
@@ -201,9 +202,9 @@ def _header_remarks(dataset) -> list[str]:
     modality, view, body_part = (str(dataset.get(tag) or "").strip().upper() for tag in _REMARK_TAGS)
     if modality and modality not in ("CR", "DX", "DR", "RG", "XR", "OT", "SC", "RF"):
         name = modality if modality in ("CT", "MR", "US", "MG", "NM", "PT", "XA") else "another modality"
-        remarks.append(f"The DICOM header says {name}, not radiography; MANet was trained on chest X-rays only.")
+        remarks.append(f"{HEADER_DENIES} {name}, not radiography; MANet was trained on chest X-rays only.")
     if view in ("LL", "RL", "LATERAL", "LAT", "LLD", "RLD"):
-        remarks.append("The DICOM header says lateral view; MANet was trained on frontal views only.")
+        remarks.append(f"{HEADER_DENIES} lateral view; MANet was trained on frontal views only.")
     if body_part and not any(word in body_part for word in ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PORT")):
         remarks.append("The DICOM header names another body part; MANet was trained on chest X-rays only.")
     return remarks

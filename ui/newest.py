@@ -1,0 +1,67 @@
+"""Long work of which only a page's newest request counts: told step by step, ended by a newer one."""
+
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeVar
+
+Step = TypeVar("Step")
+Result = TypeVar("Result")
+
+
+class Superseded(Exception):
+    """Something newer was asked for meanwhile, or the page was closed."""
+
+
+class Newest:
+    """Runs one thing at a time for each page; whatever is newer ends what is older."""
+
+    def __init__(self):
+        self._wanted: dict[str, object] = {}  # session: a token of its newest request
+
+    def forget(self, session: str) -> None:
+        """End what a page has asked for."""
+        self._wanted.pop(session, None)
+
+    def run(
+        self,
+        session: str,
+        work: Callable[[Callable[[float, int], None]], Result],
+        told: Callable[[float, int], Step],
+    ) -> Generator[Step, None, Result]:
+        """Work in a thread, and meanwhile yield what `told` makes of every (done, count) of it; returns its result.
+
+        Args:
+            session: of the page.
+            work: called with a function that it calls in turn with how much is done, and of how much.
+            told: what to yield of that.
+
+        Raises:
+            Superseded: the result is no longer wanted.
+        """
+        mine, steps = object(), SimpleQueue()
+        self._wanted[session] = mine
+
+        def go_on() -> None:
+            if self._wanted.get(session) is not mine:
+                raise Superseded
+
+        def progress(done: float, count: int) -> None:
+            go_on()
+            steps.put((done, count))
+
+        def wanted() -> Result:
+            result = work(progress)
+            go_on()
+            return result
+
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                job = pool.submit(wanted)
+                job.add_done_callback(lambda _: steps.put(None))
+                while step := steps.get():
+                    yield told(*step)
+            return job.result()
+        finally:
+            if self._wanted.get(session) is mine:
+                self.forget(session)
