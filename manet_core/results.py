@@ -35,9 +35,10 @@ class Results:
         self._lines = [] if self._classes is None else [csv_head(self._classes)]
         self.save()
 
-    def add(self, file: str, analysis: Analysis, **more) -> None:
-        """A file that was analysed, and what else its entry is to say."""
-        self._add({"file": file} | analysis.to_dict() | more, rows(file, analysis))
+    def add(self, file: str, analysis: Analysis, fault: str | None = None) -> None:
+        """A file that was analysed, and the sentence why something else failed, such as its panel."""
+        self.failed += fault is not None
+        self._add({"file": file} | analysis.to_dict() | ({"fault": fault} if fault else {}), rows(file, analysis))
 
     def refuse(self, file: str, error: str) -> None:
         """A file that was not read, and the sentence why."""
@@ -58,9 +59,10 @@ class Results:
             OSError: the folder cannot be written to, or the disk is full; the files are as they were.
         """
         started = time.monotonic()
-        _replace(self.folder / "results.json", self.json() + "\n")
+        replace_file(self.folder / "results.json", (self.json() + "\n").encode())
         if self._classes is not None:
-            _replace(self.folder / "results.csv", "".join(self._lines))
+            # the name of a file may hold bytes that are no UTF-8
+            replace_file(self.folder / "results.csv", "".join(self._lines).encode(errors="backslashreplace"))
         ended = time.monotonic()
         self._next = ended + max(_EVERY_S, (ended - started) / _SHARE)
 
@@ -69,11 +71,15 @@ class Results:
         return "[\n" + ",\n".join(self._entries) + "\n]" if self._entries else "[]"
 
 
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or as it was, never in part.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path.with_name("unfinished.part")  # a name that fits, however long that of the file
     try:
-        # A file's name may hold bytes that are no UTF-8.
-        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+        part.write_bytes(data)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -36,9 +36,8 @@ def to_frame(analyses: Iterable[Analysis], files: Iterable[str] | None = None) -
     analyses = list(analyses)
     names = range(len(analyses)) if files is None else files
     found = [row for name, analysis in zip(names, analyses, strict=True) for row in rows(str(name), analysis)]
-    classes = {name for analysis in analyses for reading in analysis.readings.values() for name in reading.probabilities}
-    present = dict.fromkeys(key for row in found for key in row if key in classes)
-    return pd.DataFrame(found, columns=[*_BEFORE, *present, *_AFTER[:-1]])
+    classes = [name for row in found for name in row if name not in _BEFORE + _AFTER]
+    return pd.DataFrame(found, columns=_columns(classes)[:-1])
 
 
 def rows(file: str, analysis: Analysis) -> list[dict]:
@@ -62,7 +61,7 @@ def rows(file: str, analysis: Analysis) -> list[dict]:
 
 
 def csv_head(classes: Iterable[str]) -> str:
-    """The first line of a CSV file for networks that tell these classes apart, several of them or none alike."""
+    """The first line of a CSV file for networks that tell these classes apart; a class may be named twice."""
     return _line(_columns(classes))
 
 
