@@ -11,7 +11,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
 
 from .explain import get_explainer
 from .networks.registry import human_name
@@ -65,7 +64,8 @@ def save_report(
     text = [fill(_printable(line), 100) for line in (title, note) if line]
     figure.text(0.06, 0.972, "MANet, a second opinion", fontsize=14, weight="bold", va="top")
     figure.text(0.94, 0.97, DISCLAIMER, ha="right", va="top", **_SMALL)
-    figure.text(0.06, 0.948, "\n".join(text), fontsize=8, va="top", family=list(_fonts()))
+    given = {"family": list(_fonts()), "parse_math": False}  # a file may be called "a$b$.png", which is no mathematics
+    figure.text(0.06, 0.948, "\n".join(text), fontsize=8, va="top", **given)
     top = 0.935 - 0.0115 * sum(line.count("\n") + 1 for line in text)
 
     size = _shape(analysis)
@@ -117,8 +117,6 @@ def save_report(
     figure.text(0.06, bottom, small, va="top", **_SMALL)
     heatmaps = f"Heatmaps: {get_explainer(analysis.explainer).title}, each scaled on its own."
     figure.text(0.06, 0.028, f"MANet {__version__}. {heatmaps}", va="top", **_SMALL)
-    for each in figure.findobj(Text):  # a file may be called "a$b$.png", which is no mathematics
-        each.set_parse_math(False)
     figure.savefig(path, format=format, metadata={"Title": "MANet"})
 
 
@@ -142,7 +140,7 @@ def _shape(analysis: Analysis) -> tuple[int, int]:
 
 def _show(axis, picture: np.ndarray, title: str, fontsize: float = 7.5) -> None:
     axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-    axis.set_title(title, fontsize=fontsize)
+    axis.set_title(title, fontsize=fontsize, parse_math=False)
     axis.axis("off")
 
 
@@ -204,6 +202,7 @@ def _table(
         cell.set_edgecolor("0.8")
         cell.set_height((1 if row else head_rows) / (len(readings) + head_rows))
         cell.PAD = 0.03
+        cell.get_text().set_parse_math(False)
         of_class = 1 <= column <= len(task.classes)
         if row == 0 and of_class and head_rows > 1:
             cell.get_text().set_rotation(90)

@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from manet_core import Pipeline
@@ -69,10 +71,8 @@ def test_a_title_is_text_whatever_it_holds(pipe, tmp_path, title):
 
 
 def test_no_class_is_named_where_it_is_withheld(pipe, tmp_path, monkeypatch):
-    from manet_core import report
-
     nothing, said = np.zeros((64, 64), bool), []
-    monkeypatch.setattr(report.Figure, "savefig", lambda self, *a, **k: said.extend(self.findobj(report.Text)))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: said.extend(self.findobj(Text)))
     for mask in (nothing, ~nothing):
         said.clear()
         analysis = pipe.analyze(phantom(128), lungs=Lungs(mask.astype(np.float32), mask))
