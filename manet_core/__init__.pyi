@@ -7,6 +7,7 @@ from .networks.registry import list_models as list_models
 from .pipeline import Analysis as Analysis
 from .pipeline import Pipeline as Pipeline
 from .pipeline import Reading as Reading
+from .table import to_frame as to_frame
 from .tasks import CLASSES as CLASSES
 from .tasks import list_tasks as list_tasks
 from .weights import WeightsError as WeightsError

@@ -4,27 +4,52 @@ import argparse
 import sys
 from pathlib import Path
 
+_EXAMPLES = """\
+examples:
+  python -m manet_core analyze chest.dcm other.png --out out
+  python -m manet_core analyze films --recursive --out out --csv --no-panels    # a folder and those within
+  python -m manet_core analyze chest.dcm --out out --models efficientnet_lite0_ma --explainer layercam
+  python -m manet_core analyze chest.dcm --out out --json > chest.json
+
+exit status: 0 all read, 1 some failed, 2 usage or weights, 130 interrupted (what was finished is kept)
+"""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 some images failed, 2 usage or weights, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m manet_core", description=__doc__)
+    style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EXAMPLES}
+    parser = argparse.ArgumentParser(prog="python -m manet_core", description=__doc__, **style)
     verbs = parser.add_subparsers(dest="verb", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--weights", default="weights", help="folder with manifest.json, or another manifest file (default: weights)"
     )
-    one = verbs.add_parser("analyze", parents=[common], help="masks, readings and heatmaps of X-rays")
-    one.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG, JPEG, TIFF, BMP, WebP or DICOM")
+    one = verbs.add_parser("analyze", parents=[common], help="masks, readings and heatmaps of X-rays", **style)
+    one.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE",
+        help="PNG, JPEG, TIFF, BMP, WebP or DICOM, or a folder: its files of these kinds, in the order of their names",
+    )
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for panels and results.json")
+    one.add_argument("--recursive", "-r", action="store_true", help="of a folder, read the folders within it too")
     one.add_argument("--models", help="comma-separated names; default: all that have weights")
     one.add_argument(
         "--explainer",
-        default="gradcam",
         metavar="NAME",
         help="what makes the heatmaps: gradcam (default), hirescam, layercam, layercam-finer, gradcam++, eigencam, "
-        "or scorecam, which takes minutes",
+        "attention (of networks that have it); and, in up to minutes, scorecam, lime, kernelshap, gradientshap, "
+        "occlusion, integratedgradients",
     )
     one.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: CUDA when present")
+    one.add_argument("--csv", action="store_true", help="write results.csv too, one row a film and network")
+    one.add_argument(
+        "--no-panels",
+        action="store_true",
+        help="write no panels, which take most of the time; heatmaps, and in_lung in results.json, are then made only "
+        "where --explainer asks for them",
+    )
     one.add_argument("--json", action="store_true", help="print results.json instead of a table")
     verbs.add_parser("models", parents=[common], help="list the networks")
     args = parser.parse_args(argv)

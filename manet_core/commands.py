@@ -1,78 +1,80 @@
 """What the verbs of the command line do."""
 
 import argparse
-import json
+import io
 import os
+import signal
 import sys
-import time
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from .explain import Explainer, get_explainer
-from .files.xray import XRayError, load_xray
+from .explain import DEFAULT, Explainer, get_explainer
+from .files.dicom import looks_like_dicom
+from .files.xray import XRay, XRayError, load_xray
 from .networks.registry import create_classifier, list_models
-from .pipeline import Analysis, Pipeline
+from .pipeline import NO_READING, Analysis, Pipeline
 from .report import save_report
-from .tasks import get_task
+from .results import Results, replace_file
+from .tasks import Task, get_task
 from .weights import SEGMENT, WeightsError, read_manifest, task_of
 
-_SAVE_S = 5  # seconds between two looks at a growing results.json
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom")
+_BATCH = 8  # X-rays that go through a network together
+_PIXELS = 64 << 20  # in a batch, from which on it takes no further X-ray: 256 MB, and two batches are held
+_LONGEST = 200  # bytes of a panel's name; most file systems take 255, some encrypted ones fewer
+
+
+class _UsageError(Exception):
+    """What was asked for cannot be done; its text says why."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what `args` ask for; returns the exit status."""
     try:
         return analyze(args) if args.verb == "analyze" else models(args)
-    except WeightsError as error:
+    except (WeightsError, _UsageError) as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        print(f"{args.out} cannot be written to ({error.strerror}); choose another --out.", file=sys.stderr)
-        return 2
 
 
 def analyze(args: argparse.Namespace) -> int:
-    """Write a panel PNG per image and results.json; 0: all read, 1: some failed, 130: interrupted."""
-    names = None if args.models is None else [name for name in args.models.split(",") if name]
+    """Write results.json, and a panel PNG per image; 0: all read, 1: some failed, 130: interrupted."""
+    images, networks = _pictures(args.images, args.recursive, args.out), _asked(args.weights, args.models)
     try:
-        explainer = get_explainer(args.explainer)
-        pipe = Pipeline.load(args.weights, names, args.device)
-        pipe.check_suits(explainer)
+        explainer = get_explainer(args.explainer or DEFAULT)
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    args.out.mkdir(parents=True, exist_ok=True)
-    results, table = [], []
-    _save(results, args.out)
+        raise _UsageError(error) from None
+    if args.no_panels and not args.explainer:
+        explainer = None
     try:
-        saved = time.monotonic()
-        images = tqdm(args.images, unit="X-ray", disable=len(args.images) < 2)
-        for image, panel in zip(images, _panel_names(args.images)):
+        args.out.mkdir(parents=True, exist_ok=True)
+        results = Results(args.out, [name for task in networks.values() for name in task.classes] if args.csv else None)
+        with _stopped_gently():
             try:
-                analysis = _analyze(pipe, image, explainer)
-            except XRayError as error:
-                tqdm.write(f"{image}: {error}", file=sys.stderr)
-                results.append({"file": str(image), "error": str(error)})
-            else:
-                save_report(analysis, args.out / panel, title=image.name, hashes=pipe.hashes)
-                results.append({"file": str(image)} | analysis.to_dict())
-                table += [str(image), *_lines(analysis)]
-            if time.monotonic() - saved > _SAVE_S:
-                _save(results, args.out)
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        print("Interrupted; what was finished is in the output folder.", file=sys.stderr)
-        return 130
-    finally:
-        _save(results, args.out)
-    for line in [json.dumps(results, indent=2)] if args.json else table:
+                table = _analyze_all(args, images, list(networks), explainer, results)
+            except KeyboardInterrupt:
+                print("Interrupted; what was finished is in the output folder.", file=sys.stderr)
+                return 130
+            finally:
+                results.save()
+    except OSError as error:
+        raise _UsageError(
+            f"{args.out} cannot be written to ({error.strerror}); make room or choose another --out."
+        ) from None
+    if results.failed and len(images) > 1:
+        print(f"{results.failed} of {len(images)} files failed; results.json says why.", file=sys.stderr)
+    for line in [results.json()] if args.json else table:
         print(line)
-    return int(any("error" in result for result in results))
+    return int(results.failed > 0)
 
 
 def models(args: argparse.Namespace) -> int:
@@ -95,37 +97,207 @@ def models(args: argparse.Namespace) -> int:
     return 0
 
 
-def _analyze(pipe: Pipeline, image: Path, explainer: Explainer) -> Analysis:
+def _pictures(given: list[Path], recursive: bool, out: Path) -> list[Path]:
+    """The files that are given, and in a folder's place the pictures in it."""
+    found = []
+    for path in given:
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        if os.path.realpath(path) == os.path.realpath(out):
+            raise _UsageError(f"{path} is the folder to read; choose another --out.")
+        try:
+            inside = list(_inside(path, recursive, out))
+        except OSError as error:
+            raise _UsageError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
+        if not inside:
+            more = "" if recursive else "; --recursive reads the folders within it too"
+            raise _UsageError(f"There is no picture in {path}{more}.")
+        found += inside
+    return found
+
+
+def _inside(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
+    """The pictures in a folder by name, then those of the folders within it: none that are hidden, none in `out`."""
+
+    def fail(error: OSError):
+        raise error
+
+    for root, folders, names in os.walk(folder, onerror=fail):
+        within = [name for name in sorted(folders) if not name.startswith(".")] if recursive else []
+        folders[:] = [name for name in within if os.path.realpath(Path(root, name)) != os.path.realpath(out)]
+        paths = (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if _is_picture(path))
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is to be read if its folder is: it is called as a picture is, or it begins as DICOM does."""
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    if path.name == "DICOMDIR" or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return looks_like_dicom(file.read(132))
+    except OSError:
+        return False
+
+
+def _asked(weights: str, models: str | None) -> dict[str, Task]:
+    """The networks to ask, and their tasks."""
+    entries = read_manifest(weights)
+    known = [name for name, entry in entries.items() if entry.get("task") != SEGMENT]
+    names = known if models is None else [name for name in models.split(",") if name]
+    if unknown := [name for name in names if name not in known]:
+        raise WeightsError(f"There are no weights of {unknown[0]!r}; choose from: {', '.join(known) or 'none'}.")
+    return {name: task_of(name, entries[name]) for name in names}
+
+
+@contextmanager
+def _stopped_gently() -> Iterator[None]:
+    """SIGTERM is taken for Ctrl-C, so that what was finished is kept."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _analyze_all(
+    args: argparse.Namespace, images: list[Path], networks: list[str], explainer: Explainer | None, results: Results
+) -> list[str]:
+    """Analyse the images into `results`; returns the table that tells of them."""
+    table = []
+    missing = {image for image in images if not os.path.exists(image)}
+    for image in dict.fromkeys(image for image in images if image in missing):
+        print(f"{_shown(image)}: {_read(image)}", file=sys.stderr)  # before the minutes that the others may take
+    pipe = Pipeline.load(args.weights, networks, args.device) if len(missing) < len(set(images)) else None
+    if pipe is not None and explainer is not None:
+        try:
+            pipe.check_suits(explainer)
+        except ValueError as error:
+            raise _UsageError(error) from None
+    bar = tqdm(total=len(images), unit="X-ray", disable=None if len(images) > 1 else True)
+    with bar, closing(_analyses(pipe, images, explainer)) as analyses:
+        for (image, found), panel in zip(analyses, _panel_names(images)):
+            fault = None
+            if isinstance(found, str):
+                fault = found
+                results.refuse(str(image), found)
+            else:
+                if not args.no_panels:
+                    fault = _save_panel(found, args.out / panel, image.name, pipe.hashes)
+                results.add(str(image), found, fault)
+                table += [_shown(image), *_lines(found)]
+            if fault and image not in missing:
+                tqdm.write(f"{_shown(image)}: {fault}", file=sys.stderr)
+            bar.update()
+    return table
+
+
+def _save_panel(analysis: Analysis, path: Path, title: str, hashes: dict[str, str]) -> str | None:
+    """Write the panel; returns a sentence if it cannot be drawn, which is no reason to lose the analysis."""
+    page = io.BytesIO()
+    try:
+        save_report(analysis, page, title, hashes=hashes, format="png")
+    except Exception as error:
+        return f"The panel could not be drawn ({type(error).__name__}); the readings are in results.json."
+    replace_file(path, page.getvalue())
+
+
+def _read(image: Path) -> XRay | str:
+    try:
+        return load_xray(image)
+    except XRayError as error:
+        return str(error)
+
+
+def _batches(images: list[Path]) -> Iterator[list[tuple[Path, XRay | str]]]:
+    """The images, read; a thread reads the next batch while whoever asks works on this one."""
+    waiting, stopped = iter(images), threading.Event()
+
+    def read() -> list[tuple[Path, XRay | str]]:
+        batch, pixels = [], 0
+        while len(batch) < _BATCH and pixels < _PIXELS and not stopped.is_set():
+            if (image := next(waiting, None)) is None:
+                break
+            found = _read(image)
+            pixels += 0 if isinstance(found, str) else found.pixels.size
+            batch.append((image, found))
+        return batch
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            coming = pool.submit(read)
+            while batch := coming.result():
+                coming = pool.submit(read)
+                yield batch
+        finally:
+            stopped.set()
+
+
+def _analyses(
+    pipe: Pipeline | None, images: list[Path], explainer: Explainer | None
+) -> Iterator[tuple[Path, Analysis | str]]:
+    """The images with their analyses, or the sentences why there are none, in order; without explainer no heatmaps."""
+    with closing(_batches(images)) as batches:
+        for batch in batches:
+            films = [found for _, found in batch if isinstance(found, XRay)]
+            analyses = iter(_analyze(pipe, films, explainer))
+            for image, found in batch:
+                yield image, next(analyses) if isinstance(found, XRay) else found
+
+
+def _analyze(pipe: Pipeline, films: list[XRay], explainer: Explainer | None) -> list[Analysis | str]:
+    """The films' analyses; if they fail together, one by one, so that one bad film costs no other its result."""
+    try:
+        if films and explainer is not None and explainer.slow:
+            return [_analyze_slowly(pipe, film, explainer) for film in films]
+        by = DEFAULT if explainer is None else explainer.name
+        return list(pipe.analyze_many(films, heatmaps=explainer is not None, explainer=by))
+    except Exception as error:
+        if len(films) > 1:
+            return [analysis for film in films for analysis in _analyze(pipe, [film], explainer)]
+        return [f"The analysis failed ({type(error).__name__}); save the picture smaller, or report this."]
+
+
+def _analyze_slowly(pipe: Pipeline, film: XRay, explainer: Explainer) -> Analysis:
     layout = "{l_bar}{bar}| {n:.1f} of {total} networks [{elapsed}<{remaining}]"
-    total = len(pipe.models)
-    with tqdm(total=total, desc=explainer.title, bar_format=layout, leave=False, disable=not explainer.slow) as bar:
-        return pipe.analyze(
-            load_xray(image), explainer=explainer.name, progress=lambda done, _: bar.update(done - bar.n)
-        )
+    with tqdm(total=len(pipe.models), desc=explainer.title, bar_format=layout, leave=False) as bar:
+        return pipe.analyze(film, explainer=explainer.name, progress=lambda done, _: bar.update(done - bar.n))
 
 
 def _panel_names(images: list[Path]) -> list[str]:
-    """One file name a picture; pictures of the same name in different folders are numbered."""
-    names, seen = [], {}
+    """One file name a picture, all different and not too long; those of the same name are numbered."""
+    names, counts = [], {}
     for image in images:
         stem = image.name or "image"
-        seen[stem] = seen.get(stem, 0) + 1
-        names.append(f"{stem}.png" if seen[stem] == 1 else f"{stem}-{seen[stem]}.png")
+        if len(os.fsencode(stem)) > _LONGEST:
+            stem = os.fsencode(stem)[:_LONGEST].decode(errors="ignore")
+        name = f"{stem}.png"
+        while name.casefold() in counts:  # some file systems take "A.png" for "a.png"
+            counts[stem.casefold()] = number = counts.get(stem.casefold(), 1) + 1
+            name = f"{stem}-{number}.png"
+        counts[name.casefold()] = counts.get(name.casefold(), 1)
+        names.append(name)
     return names
 
 
-def _save(results: list[dict], folder: Path) -> None:
-    """Replace results.json whole, so that it can be read at any moment."""
-    part = folder / "results.json.part"
-    part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / "results.json")
+def _shown(path: Path) -> str:
+    """A path as a terminal may print it: a file's name may hold control characters, or bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def _lines(analysis: Analysis) -> list[str]:
     """An analysis as lines of a table: a network and what it holds for true each, and the warnings."""
     lines = []
     for model, reading in analysis.readings.items():
-        if get_task(reading.task).exclusive:
+        if not analysis.reliable:
+            said = NO_READING
+        elif get_task(reading.task).exclusive:
             said = f"{reading.predicted:22}{reading.probabilities[reading.predicted]:6.1%}"
         else:
             said = ", ".join(f"{name} {reading.probabilities[name]:.1%}" for name in reading.present) or "no finding"

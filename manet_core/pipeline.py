@@ -17,7 +17,7 @@ from .explain.progress import watched
 from .familiarity import Familiarity
 from .files.dicom import HEADER_DENIES
 from .files.quality import picture_warnings
-from .files.xray import XRay
+from .files.xray import XRay, load_xray
 from .lungs import Lungs, implausible, mask_warnings, predict_lungs, sides
 from .networks.registry import list_models
 from .preprocess import WHOLE, Box, View, network_input, paste, resize
@@ -25,6 +25,7 @@ from .tasks import get_task, list_tasks
 from .weights import SEGMENT, WeightsError, fingerprint, load_network, read_manifest, task_of, temperature_of
 
 DISCLAIMER = "Research and teaching only, not a medical device."
+NO_READING = "no reliable reading"  # what is said in a class's place where an analysis withholds it
 SEGMENTER = "resunet"
 Progress = Callable[[float, int], None]  # (networks that are done, how many there are)
 
@@ -194,7 +195,8 @@ class Analysis:
     def __repr__(self) -> str:
         height, width = self.original.shape
         said = [f"{model} {r.predicted} {r.probabilities[r.predicted]:.0%}" for model, r in self.readings.items()]
-        return f"Analysis({height} × {width}: {', '.join(said) or 'mask alone'}; {len(self.warnings)} warnings)"
+        said = ", ".join(said) if self.reliable else NO_READING
+        return f"Analysis({height} × {width}: {said or 'mask alone'}; {len(self.warnings)} warnings)"
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,9 @@ class Pipeline:
         """Names of the loaded classifiers."""
         return list(self.classifiers)
 
+    def __repr__(self) -> str:
+        return f"Pipeline({', '.join(self.models) or 'mask alone'}; on {self.device})"
+
     @property
     def hashes(self) -> dict[str, str]:
         """{model: SHA-256 of its weights} of the loaded classifiers; see `weights.fingerprint`."""
@@ -271,7 +276,7 @@ class Pipeline:
 
     def analyze(
         self,
-        x: XRay,
+        x: XRay | str | Path | bytes,
         models: list[str] | None = None,
         lungs: Lungs | None = None,
         sees: str | None = None,
@@ -281,7 +286,7 @@ class Pipeline:
         """Mask, clean, classify and explain one X-ray.
 
         Args:
-            x: from `load_xray`.
+            x: from `load_xray`, or what that reads.
             models: loaded names to ask; None: all; []: stop after the mask.
             lungs: a mask to use in place of the predicted one, for "what if".
             sees: what the classifiers are shown, one of `preprocess.SEES`, for "what if"; None: what each is made for.
@@ -290,14 +295,15 @@ class Pipeline:
 
         Raises:
             WeightsError: a model that is not loaded.
+            XRayError: `x` is a file that cannot be read.
             ValueError: there is no such `sees` or `explainer`, or it does not suit one of the models.
         """
-        (analysis,) = self._analyze([x], self._names(models), get_explainer(explainer), [lungs], sees, progress)
+        (analysis,) = self._analyze([_read(x)], self._names(models), get_explainer(explainer), [lungs], sees, progress)
         return analysis
 
     def analyze_many(
         self,
-        xrays: Iterable[XRay],
+        xrays: Iterable[XRay | str | Path | bytes],
         models: list[str] | None = None,
         batch: int = 16,
         heatmaps: bool = True,
@@ -307,7 +313,8 @@ class Pipeline:
         """Analyse many X-rays, in order; each network sees a whole batch at once.
 
         Args:
-            xrays: as many as you like, read one batch after another: no more than these are held in memory.
+            xrays: as many as you like, from `load_xray` or what that reads, one batch after another: no more than
+                these are held in memory.
             models: as `analyze` has it.
             batch: how many X-rays go through a network together.
             heatmaps: False: none are made, which is faster; `heatmaps`, `peaks`, `in_lung`, `in_sides` are then {}.
@@ -316,9 +323,10 @@ class Pipeline:
 
         Raises:
             WeightsError: a model that is not loaded.
+            XRayError: one of `xrays` is a file that cannot be read.
             ValueError: there is no such `sees` or `explainer`.
         """
-        names, chosen, xrays = self._names(models), get_explainer(explainer) if heatmaps else None, iter(xrays)
+        names, chosen, xrays = self._names(models), get_explainer(explainer) if heatmaps else None, map(_read, xrays)
         batches = iter(lambda: list(islice(xrays, batch)), [])
         return (
             analysis
@@ -408,6 +416,10 @@ class Pipeline:
             with watched(share):
                 logits, maps = explainer.function(net, images[one], masks[one], features[one])
             yield _reading(name, entry, view, logits, maps.shape[-2:], maps)
+
+
+def _read(x: XRay | str | Path | bytes) -> XRay:
+    return x if isinstance(x, XRay) else load_xray(x)
 
 
 def _classifiers(entries: dict[str, dict]) -> list[str]:

@@ -1,6 +1,7 @@
 """One analysis on one page: what the command line writes for every picture and what the web page offers to keep."""
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from textwrap import fill
 from typing import BinaryIO
@@ -8,10 +9,12 @@ from typing import BinaryIO
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
 
 from .explain import get_explainer
 from .networks.registry import human_name
-from .pipeline import DISCLAIMER, Analysis, Reading
+from .pipeline import DISCLAIMER, NO_READING, Analysis, Reading
 from .preprocess import resize
 from .tasks import Task, get_task
 
@@ -20,6 +23,12 @@ _SIDE = 512  # pixels; a report is for looking, not for measuring
 _A4 = (8.27, 11.69)  # inches
 _SMALL = {"fontsize": 7, "color": "0.3"}
 _UPRIGHT = 6  # classes whose names fit on one line of a table; the names of more are turned
+# Fonts of other scripts than those of matplotlib's own, of Linux, macOS and Windows; those that are installed are used
+_FONTS = (
+    "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "IPAexGothic", "WenQuanYi Zen Hei", "Hiragino Sans",
+    "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Noto Sans Devanagari", "Noto Sans Thai",
+    "Arial Unicode MS",
+)  # fmt: skip
 _LINE = 0.0105  # height of a line of small print, as a share of the page
 
 
@@ -52,10 +61,11 @@ def save_report(
 
     figure = Figure(figsize=_A4, dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    text = [fill(line, 100) for line in (title, note) if line]
+    text = [fill(_printable(line), 100) for line in (title, note) if line]
     figure.text(0.06, 0.972, "MANet, a second opinion", fontsize=14, weight="bold", va="top")
     figure.text(0.94, 0.97, DISCLAIMER, ha="right", va="top", **_SMALL)
-    figure.text(0.06, 0.948, "\n".join(text), fontsize=8, va="top")
+    given = {"family": list(_fonts()), "parse_math": False}  # a file may be called "a$b$.png", which is no mathematics
+    figure.text(0.06, 0.948, "\n".join(text), fontsize=8, va="top", **given)
     top = 0.935 - 0.0115 * sum(line.count("\n") + 1 for line in text)
 
     size = _shape(analysis)
@@ -83,7 +93,8 @@ def save_report(
         readings = analysis.readings_of(task.name)
         head = 1 if len(task.classes) <= _UPRIGHT else 4  # rows
         height = 0.017 * (len(readings) + head)
-        _table(figure.add_axes((0.06, top - height, 0.88, height)), task, readings, hashes or {}, head)
+        axis = figure.add_axes((0.06, top - height, 0.88, height))
+        _table(axis, task, readings, hashes or {}, head, analysis.reliable)
         top -= height + 0.008
     small = fill(limits(analysis.tasks), 138)
     bottom = 0.03 + _LINE * (small.count("\n") + 1)
@@ -96,7 +107,8 @@ def save_report(
     grouped = [(task, *item) for task in tasks for item in analysis.readings_of(task.name).items()]
     for cell, (task, model, reading) in zip(grid, grouped):
         name = reading.predicted
-        title = [_title(model), *[task.title][: lines - 2], f"{_words(name)} {reading.probabilities[name]:.0%}"]
+        said = f"{_words(name)} {reading.probabilities[name]:.0%}" if analysis.reliable else f"for {_words(name)}"
+        title = [_title(model), *[task.title][: lines - 2], said]
         axis = figure.add_subplot(cell, anchor="N")
         _show(axis, picture, "\n".join(title), 7.5 if columns < 5 else 6)
         if reading.heatmaps:
@@ -108,6 +120,18 @@ def save_report(
     figure.savefig(path, format=format, metadata={"Title": "MANet"})
 
 
+@cache
+def _fonts() -> dict[str, frozenset[int]]:
+    """The installed ones of `_FONTS`, and the characters that each has."""
+    files = {font.name: font.fname for font in fontManager.ttflist if font.name in _FONTS}
+    return {name: frozenset(FT2Font(files[name]).get_charmap()) for name in _FONTS if name in files}
+
+
+def _printable(text: str) -> str:
+    """The text with a box in place of each character that no font here has."""
+    return "".join(c if c.isspace() or any(ord(c) in font for font in _fonts().values()) else "□" for c in text)
+
+
 def _shape(analysis: Analysis) -> tuple[int, int]:
     height, width = analysis.original.shape
     scale = min(1.0, _SIDE / max(height, width))
@@ -116,7 +140,7 @@ def _shape(analysis: Analysis) -> tuple[int, int]:
 
 def _show(axis, picture: np.ndarray, title: str, fontsize: float = 7.5) -> None:
     axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-    axis.set_title(title, fontsize=fontsize)
+    axis.set_title(title, fontsize=fontsize, parse_math=False)
     axis.axis("off")
 
 
@@ -134,12 +158,15 @@ def _grid(count: int, space: float, gap: float) -> tuple[int, int, float]:
 
 
 def _votes(analysis: Analysis, task: Task) -> str:
+    """What the networks of a task say, or that it is not to be believed."""
+    start = "Predicted" if len(analysis.tasks) == 1 and task.exclusive else task.title
+    if not analysis.reliable:
+        return f"{start}: {NO_READING}, for the reasons below"
     asked = len(analysis.readings_of(task.name))
     votes = [
         _words(name) + (f" by {count} of {asked}" if asked > 1 else "")
         for name, count in analysis.votes_of(task.name).items()
     ]
-    start = "Predicted" if len(analysis.tasks) == 1 and task.exclusive else task.title
     return f"{start}: {', '.join(votes) or 'none'}"
 
 
@@ -154,7 +181,9 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _table(axis, task: Task, readings: dict[str, Reading], hashes: dict[str, str], head_rows: int) -> None:
+def _table(
+    axis, task: Task, readings: dict[str, Reading], hashes: dict[str, str], head_rows: int, reliable: bool
+) -> None:
     digits = 1 if head_rows == 1 else 0
     cells = [
         [
@@ -173,9 +202,10 @@ def _table(axis, task: Task, readings: dict[str, Reading], hashes: dict[str, str
         cell.set_edgecolor("0.8")
         cell.set_height((1 if row else head_rows) / (len(readings) + head_rows))
         cell.PAD = 0.03
+        cell.get_text().set_parse_math(False)
         of_class = 1 <= column <= len(task.classes)
         if row == 0 and of_class and head_rows > 1:
             cell.get_text().set_rotation(90)
-        if row and of_class and task.classes[column - 1] in list(readings.values())[row - 1].present:
+        if reliable and row and of_class and task.classes[column - 1] in list(readings.values())[row - 1].present:
             cell.set_text_props(weight="bold")
     axis.axis("off")

@@ -1,6 +1,11 @@
 """The command line, as a user calls it."""
 
+import csv
+import errno
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -9,7 +14,15 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from manet_core import Pipeline, commands, results
 from manet_core.__main__ import main
+
+
+def analyze(images, out, weights, *options) -> tuple[int, list[dict]]:
+    """Exit status and results of `analyze` with one network."""
+    arguments = [*map(str, images), "--out", str(out), "--weights", str(weights), "--models", "efficientnet_lite0_ma"]
+    status = main(["analyze", *arguments, *options])
+    return status, json.loads((out / "results.json").read_text(encoding="utf-8"))
 
 
 def test_analyze_writes_a_panel_and_results_in_order(picture, random_weights, tmp_path, capsys):
@@ -38,7 +51,8 @@ def test_analyze_json_and_chosen_models(picture, random_weights, tmp_path, capsy
     assert list(result["readings"]) == ["efficientnet_lite0_ma"]
 
 
-def test_networks_of_many_tasks(picture, many_tasks, tmp_path, capsys):
+def test_networks_of_many_tasks(picture, many_tasks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("manet_core.pipeline.implausible", lambda *args: False)  # as the random segmenter's masks are
     out = tmp_path / "o"
     assert main(["analyze", str(picture), "--out", str(out), "--weights", str(many_tasks)]) == 0
     (result,) = json.loads((out / "results.json").read_text(encoding="utf-8"))
@@ -51,21 +65,161 @@ def test_networks_of_many_tasks(picture, many_tasks, tmp_path, capsys):
     assert "nih14     weights" in capsys.readouterr().out
 
 
-def test_results_can_be_read_at_any_moment(picture, random_weights, tmp_path, monkeypatch):
-    from manet_core import commands
-
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_results_can_be_read_at_any_moment_and_what_is_finished_is_kept(
+    picture, random_weights, tmp_path, monkeypatch, number
+):
     seen, out = [], tmp_path / "o"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have had it ignored
 
     def look(*args, **kwargs):
         seen.append(len(json.loads((out / "results.json").read_text(encoding="utf-8"))))
         if len(seen) == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(commands, "_SAVE_S", 0)
+    monkeypatch.setattr(results, "_EVERY_S", 0)
+    monkeypatch.setattr(results, "_SHARE", float("inf"))
     monkeypatch.setattr(commands, "save_report", look)
-    arguments = [*[str(picture)] * 4, "--out", str(out), "--weights", str(random_weights), "--models", ""]
-    assert main(["analyze", *arguments]) == 130
-    assert seen == [0, 1, 2] and len(json.loads((out / "results.json").read_text(encoding="utf-8"))) == 2
+    try:
+        status, found = analyze([picture] * 4, out, random_weights)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 130 and seen == [0, 1, 2] and len(found) == 2
+
+
+def test_a_full_disk_is_told_and_loses_nothing(picture, random_weights, tmp_path, monkeypatch, capsys):
+    written = []
+
+    def write(path, data, replace_file=results.replace_file):
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace_file(path, data)
+
+    monkeypatch.setattr(commands, "replace_file", write)
+    status, found = analyze([picture] * 3, tmp_path / "o", random_weights)
+    assert status == 2 and len(found) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list((tmp_path / "o").glob("*.part"))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    results.replace_file(path, b"[]")
+    with pytest.raises(TypeError):
+        results.replace_file(path, "no bytes")
+    assert path.read_bytes() == b"[]" and list(tmp_path.iterdir()) == [path]
+
+
+def test_file_names_are_only_names(picture, random_weights, tmp_path, monkeypatch, capfd):
+    """What mathematics, a spreadsheet, a terminal, a file system or a font make of them."""
+    names = ["=1\x1b[2J$\\frac$.png", f"{'c' * 251}.png", f"{'c' * 248}胸.png"]
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        (tmp_path / name).write_bytes(picture.read_bytes())
+    status, found = analyze(names, tmp_path / "o", random_weights, "--csv")
+    printed, errors = capfd.readouterr()
+    assert status == 0 and [entry["file"] for entry in found] == names and all("readings" in entry for entry in found)
+    assert len(list((tmp_path / "o").glob("*.png"))) == len(names)
+    assert "Warning" not in errors and "\x1b" not in printed and "胸.png" in printed
+    with (tmp_path / "o" / "results.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [f"'{names[0]}", *names[1:]]
+
+
+def test_a_folder_is_read_by_name_and_what_is_no_picture_is_left_out(picture, random_weights, tmp_path):
+    folder, data = tmp_path / "films", picture.read_bytes()
+    out = folder / "out"
+    for name in ("b.png", "A.PNG", ".hidden.png", "notes.txt", "within/c.png", "within/deeper/d.png", "out/e.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "IM0001").write_bytes(bytes(128) + b"DICM")  # cut short, yet DICOM
+    status, found = analyze([folder], out, random_weights, "--no-panels")
+    assert status == 1 and [entry["file"] for entry in found] == [str(folder / n) for n in ("A.PNG", "IM0001", "b.png")]
+    assert ["error" in entry for entry in found] == [False, True, False]
+    (folder / "IM0001").unlink()
+    status, found = analyze([picture, folder], out, random_weights, "--no-panels", "--recursive")
+    inside = [str(folder / name) for name in ("A.PNG", "b.png", "within/c.png", "within/deeper/d.png")]
+    assert status == 0 and [entry["file"] for entry in found] == [str(picture), *inside]
+    assert sorted(path.name for path in out.iterdir()) == ["e.png", "results.json"]
+
+
+def test_without_panels_heatmaps_are_made_only_on_request(picture, random_weights, tmp_path):
+    for options, classes in (([], 0), (["--explainer", "gradcam"], 5)):
+        _, (found,) = analyze([picture], tmp_path / "o", random_weights, "--no-panels", *options)
+        assert len(found["readings"]["efficientnet_lite0_ma"]["in_lung"]) == classes
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["results.json"]
+
+
+def test_no_class_is_named_where_it_is_withheld(random_weights, tmp_path, capsys):
+    black = tmp_path / "black.png"
+    Image.fromarray(np.zeros((100, 100), np.uint8)).save(black)
+    _, (found,) = analyze([black], tmp_path / "o", random_weights, "--csv")
+    reading = found["readings"]["efficientnet_lite0_ma"]
+    assert found["reliable"] is False and "one grey level" in found["withheld"][0]
+    assert reading["predicted"] in reading["probabilities"], "who wants to look finds it here"
+    printed = capsys.readouterr().out
+    assert "no reliable reading" in printed and not any(name in printed for name in reading["probabilities"])
+    with (tmp_path / "o" / "results.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["predicted"] == "no reliable reading" and row["reliable"] == "False"
+    assert row["withheld"] == " ".join(found["withheld"])
+    assert float(row["Tuberculosis"]) == pytest.approx(reading["probabilities"]["Tuberculosis"], abs=1e-4)
+
+
+def test_a_film_that_breaks_its_batch_costs_no_other_its_result(picture, random_weights, tmp_path, monkeypatch, capsys):
+    small = tmp_path / "small.png"
+    Image.open(picture).resize((70, 80)).save(small)
+    analyze_many = Pipeline.analyze_many
+
+    def fail(self, xrays, **options):
+        if any(x.pixels.shape == (80, 70) for x in xrays):
+            raise RuntimeError("not for everybody's eyes")
+        return analyze_many(self, xrays, **options)
+
+    monkeypatch.setattr(Pipeline, "analyze_many", fail)
+    status, found = analyze([picture, small, picture], tmp_path / "o", random_weights, "--no-panels")
+    assert status == 1 and ["error" in entry for entry in found] == [False, True, False]
+    assert "RuntimeError" in found[1]["error"] and "everybody" not in found[1]["error"]
+
+
+def test_a_panel_that_cannot_be_drawn_costs_no_reading(picture, random_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "save_report", lambda *args, **options: 1 / 0)
+    status, (found,) = analyze([picture], tmp_path / "o", random_weights)
+    assert status == 1 and "panel" in found["fault"] and found["readings"]
+    assert found["fault"] in capsys.readouterr().err
+
+
+def test_files_are_read_ahead_but_not_all_of_them(picture, random_weights, tmp_path, monkeypatch):
+    read, counts = [], []
+    load_xray, analyze_many = commands.load_xray, Pipeline.analyze_many
+    monkeypatch.setattr(commands, "load_xray", lambda image: read.append(image) or load_xray(image))
+
+    def look(self, xrays, **options):
+        found = list(analyze_many(self, xrays, **options))
+        counts.append((len(xrays), len(read)))
+        return found
+
+    monkeypatch.setattr(Pipeline, "analyze_many", look)
+    monkeypatch.setattr(commands, "_BATCH", 2)
+    status, found = analyze([picture] * 7, tmp_path / "o", random_weights, "--no-panels")
+    assert status == 0 and len(found) == 7 and [size for size, _ in counts] == [2, 2, 2, 1]
+    assert counts[0][1] <= 4, "one batch ahead"
+    monkeypatch.setattr(commands, "_PIXELS", 128 * 128)
+    counts.clear()
+    analyze([picture] * 3, tmp_path / "o", random_weights, "--no-panels")
+    assert [size for size, _ in counts] == [1, 1, 1], "large films are not held by the dozen"
+
+
+def test_help_comes_without_the_library(tmp_path):
+    """PyTorch takes seconds to import, and NumPy a fifth of one."""
+    code = (
+        "import sys, manet_core; from manet_core.__main__ import main\n"
+        "try: main(['analyze', '--help'])\n"
+        "finally: print(*({'torch', 'numpy', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.strip() == ""
+    assert "examples:" in done.stdout and "--recursive" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal of POSIX")
@@ -115,3 +269,23 @@ def test_usage_and_missing_weights_end_with_two(picture, random_weights, tmp_pat
     taken.write_text("a file where the folder should be", encoding="utf-8")
     assert main(["analyze", str(picture), "--out", str(taken), "--weights", str(random_weights)]) == 2
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_arguments_are_checked_before_the_weights_are_loaded(picture, random_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Pipeline, "load", lambda *args: pytest.fail("the weights were loaded"))
+    empty, out = tmp_path / "empty", tmp_path / "o"
+    (empty / "within").mkdir(parents=True)
+    wrong = {
+        (picture, "--explainer", "tarot"): "tarot",
+        (picture, "--models", "resnet99"): "resnet99.*efficientnet_lite0_ma",
+        (empty,): "no picture.*--recursive",
+        (empty, "--recursive"): "no picture",
+        (empty, "--out", empty): "choose another --out",
+    }
+    for arguments, said in wrong.items():
+        options = ["--out", str(out), "--weights", str(random_weights), *map(str, arguments)]
+        assert main(["analyze", *options]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    status, (found,) = analyze([tmp_path / "nowhere.png"], out, random_weights)
+    assert status == 1 and "no such file" in found["error"]
+    assert capsys.readouterr().err.count("nowhere.png") == 1

@@ -1,10 +1,15 @@
 """The one-page report."""
 
+import warnings
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from manet_core import Pipeline
+from manet_core.lungs import Lungs
 from manet_core.phantom import phantom
 from manet_core.report import limits, save_report
 
@@ -54,3 +59,27 @@ def test_title_and_note_are_printed(pipe, tmp_path):
         pages.append(np.asarray(Image.open(tmp_path / "a.png").convert("L")))
     top = slice(60, 90)  # below the heading
     assert (pages[0][top] == 255).all() and (pages[1][top] < 128).sum() > 500
+
+
+@pytest.mark.parametrize("title", ["a$\\frac$.png", "胸部.png", "bytes\udc80 \x1b and \n lines"])
+def test_a_title_is_text_whatever_it_holds(pipe, tmp_path, title):
+    analysis = pipe.analyze(phantom(128), [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_report(analysis, tmp_path / "a.png", title=title, note=title)
+    assert (np.asarray(Image.open(tmp_path / "a.png").convert("L"))[60:90] < 128).sum() > 100
+
+
+def test_no_class_is_named_where_it_is_withheld(pipe, tmp_path, monkeypatch):
+    nothing, said = np.zeros((64, 64), bool), []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: said.extend(self.findobj(Text)))
+    for mask in (nothing, ~nothing):
+        said.clear()
+        analysis = pipe.analyze(phantom(128), lungs=Lungs(mask.astype(np.float32), mask))
+        save_report(analysis, tmp_path / "a.png")
+        predicted = next(text.get_text() for text in said if text.get_text().startswith("Predicted"))
+        bold = [text.get_text() for text in said if text.get_weight() == "bold" and "%" in text.get_text()]
+        named = next(iter(analysis.votes)) in predicted
+        assert ("no reliable reading" in predicted) == (not analysis.reliable) == (not named) == (not bold)
+        if not mask.any():
+            assert not analysis.reliable
