@@ -130,7 +130,10 @@ def _run(args: argparse.Namespace) -> int:
     import psutil
     from test_app import served
 
-    with tempfile.TemporaryDirectory() as folder, served(ROOT / "weights", Path(folder)) as (url, uploads):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(ROOT / "weights", Path(folder), hostile=True) as (url, uploads),
+    ):
         (page,) = (child for child in psutil.Process().children() if "app.py" in child.cmdline())
         before, begun = page.memory_info().rss, time.monotonic()
         statuses, wrong = campaign(url, args.count, args.seed)
