@@ -40,8 +40,8 @@ BROWSER_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networkin
 
 
 @contextmanager
-def served(weights: Path, temporary: Path, *options: str):
-    """(url, folder of uploads) of `python app.py`, running."""
+def served(weights: Path, temporary: Path, *options: str, hostile: bool = False):
+    """(url, folder of uploads) of `python app.py`, running; unless asked in `hostile` ways, it logs no traceback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,7 +59,7 @@ def served(weights: Path, temporary: Path, *options: str):
         finally:
             process.terminate()
             process.wait(WAIT_S)
-        assert "Traceback" not in (temporary / "log").read_text()
+        assert hostile or "Traceback" not in (temporary / "log").read_text()
 
 
 def _answers(url: str) -> bool:

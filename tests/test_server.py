@@ -36,7 +36,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and li
 
 @pytest.fixture(scope="module")
 def server(random_weights, tmp_path_factory):
-    with served(random_weights, tmp_path_factory.mktemp("server")) as url_and_uploads:
+    with served(random_weights, tmp_path_factory.mktemp("server"), hostile=True) as url_and_uploads:
         yield url_and_uploads
 
 
