@@ -10,7 +10,7 @@ import argparse
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from manet_core.networks.registry import spec
+from manet_core.networks.registry import list_models, spec
 from manet_core.preprocess import SEES
 
 AUGMENTATIONS = ("paper", "flip", "robust", "style", "masks", "broad")
@@ -81,6 +81,8 @@ class Recipe:
         """The recipe of the paper that the network is from."""
         if self.verb == "segment":
             return PAPER["segment"]
+        if self.model not in list_models():  # what several networks have in common names none of them
+            return PAPER["classify"]
         row = spec(self.model)
         return PAPER.get(row.attention) or PAPER.get(row.backbone, PAPER["classify"])
 
