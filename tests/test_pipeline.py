@@ -203,7 +203,8 @@ def test_many_x_rays_without_heatmaps(task_pipe):
 
 
 def test_a_wrong_name_is_answered_with_the_right_ones(task_pipe):
-    analysis = task_pipe.analyze(phantom(100))
+    truth = phantom_mask(64)
+    analysis = task_pipe.analyze(phantom(100), lungs=Lungs(truth.astype(np.float32), truth))
     with pytest.raises(KeyError, match="'TB'.*Normal, COVID-19, Tuberculosis"):
         analysis.heatmap("resnet34_ma", "TB")
     with pytest.raises(KeyError, match="'resnet34'.*efficientnet_lite0, .*resnet34_ma"):
