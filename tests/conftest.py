@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from manet_core import CLASSES, create_classifier, create_segmenter
 from manet_core.phantom import phantom, phantom_mask
 from manet_core.tasks import get_task
-from manet_core.weights import sha256, write_manifest
+from manet_core.weights import read_manifest, sha256, write_manifest
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +63,15 @@ def make_weights(folder: Path, tasks: dict[str, str], **preprocessing: dict) -> 
             "preprocessing": preprocessing.get(name, {"size": 64}),
         } | ({} if task == "segment" else {"temperature": 1.0})
     write_manifest(folder, models)
+    return folder
+
+
+def behind_shipped_segmenter(random: Path, weights: Path, folder: Path) -> Path:
+    """Fill `folder` with random classifiers and the shipped segmenter, which finds the lungs of a phantom."""
+    segmenter = {key: value for key, value in read_manifest(weights)["resunet"].items() if key != "familiarity"}
+    for path in (*random.glob("*.safetensors"), weights / segmenter["file"]):
+        (folder / path.name).symlink_to(path.resolve())
+    write_manifest(folder, read_manifest(random) | {"resunet": segmenter})
     return folder
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from conftest import behind_shipped_segmenter
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError, AuthenticationError
 from PIL import Image
@@ -31,7 +32,7 @@ from manet_core import CLASSES, WeightsError, list_models, load_xray
 from manet_core.phantom import phantom
 from manet_core.pipeline import DISCLAIMER
 from manet_core.tasks import get_task
-from manet_core.weights import read_manifest, write_manifest
+from manet_core.weights import read_manifest
 from ui.networks import Networks
 
 ROOT = Path(__file__).parent.parent
@@ -77,18 +78,9 @@ def _wait_until(condition) -> None:
         time.sleep(0.05)
 
 
-def _behind_shipped_segmenter(random: Path, weights: Path, folder: Path) -> Path:
-    """Fill `folder` with random classifiers and the shipped segmenter, which finds the lungs of a phantom."""
-    segmenter = {key: value for key, value in read_manifest(weights)["resunet"].items() if key != "familiarity"}
-    for path in (*random.glob("*.safetensors"), weights / segmenter["file"]):
-        (folder / path.name).symlink_to(path.resolve())
-    write_manifest(folder, read_manifest(random) | {"resunet": segmenter})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def server(random_weights, weights, tmp_path_factory):
-    folder = _behind_shipped_segmenter(random_weights, weights, tmp_path_factory.mktemp("weights"))
+    folder = behind_shipped_segmenter(random_weights, weights, tmp_path_factory.mktemp("weights"))
     with served(folder, tmp_path_factory.mktemp("server")) as url_and_uploads:
         yield url_and_uploads
 
@@ -302,7 +294,7 @@ def test_another_explainer(server, page, phantom_png):
 def test_several_tasks(many_tasks, weights, tmp_path, page, phantom_png):
     """Networks of five classes, of three, and of 14 findings, on every tab and at every endpoint."""
     (tmp_path / "weights").mkdir()
-    with served(_behind_shipped_segmenter(many_tasks, weights, tmp_path / "weights"), tmp_path) as (url, _):
+    with served(behind_shipped_segmenter(many_tasks, weights, tmp_path / "weights"), tmp_path) as (url, _):
         page.goto(url)
         page.check("label:has-text('Read first') input")
         _send(page, phantom_png)
@@ -519,7 +511,7 @@ def test_many_xrays_can_be_stopped(server, page, tmp_path):
     page.click("button[role=tab]:has-text('Many X-rays')")
     page.set_input_files("#batch-drop input[type=file]", tmp_path / "films.zip")
     page.wait_for_selector("#batch tbody tr")
-    page.click("button:has-text('Stop here')")
+    page.dispatch_event("button:has-text('Stop here')", "click")  # it is drawn anew for every file
     page.wait_for_selector("#batch a[download='MANet.csv']")
     assert 0 < page.locator("#batch tbody tr").count() < 200
     assert "of 200 files" in page.inner_text("#batch [role=status]")

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from conftest import behind_shipped_segmenter
 
 from train import benchmark
 from train.recipe import Recipe, Run
@@ -41,12 +42,14 @@ def test_the_training_loop_is_measured_by_its_recipe(phantoms, random_weights, t
     assert figure["ratio"] > 0
 
 
-def test_the_page_benchmark_runs(random_weights, run, tmp_path):
+def test_the_page_benchmark_runs(random_weights, weights, run, tmp_path):
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     if shutil.which("chromium") is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     few = ["--starts", 1, "--drops", 1, "--users", 2, "--seconds", 3, "--files", 3]
-    run(page_benchmark, "--weights", random_weights, *few, "--out", tmp_path)
+    (tmp_path / "weights").mkdir()
+    mixed = behind_shipped_segmenter(random_weights, weights, tmp_path / "weights")
+    run(page_benchmark, "--weights", mixed, *few, "--out", tmp_path)
     results = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
     assert results["answers"] >= 2 and results["wrong or mixed-up answers"] == 0
     assert results["of them read"] == results["X-rays in the archive"] == 3
