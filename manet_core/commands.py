@@ -55,17 +55,20 @@ def analyze(args: argparse.Namespace) -> int:
         raise _UsageError(error) from None
     if args.no_panels and not args.explainer:
         explainer = None
+    missing = _missing(images)
+    classes = [name for task in networks.values() for name in task.classes]
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        results = Results(args.out, [name for task in networks.values() for name in task.classes] if args.csv else None)
         with _stopped_gently():
+            pipe = _pipeline(args, list(networks), explainer) if len(missing) < len(set(images)) else None
+            args.out.mkdir(parents=True, exist_ok=True)
+            results = Results(args.out, classes if args.csv else None)
             try:
-                table = _analyze_all(args, images, list(networks), explainer, results)
-            except KeyboardInterrupt:
-                print("Interrupted; what was finished is in the output folder.", file=sys.stderr)
-                return 130
+                table = _analyze_all(args, images, missing, pipe, explainer, results)
             finally:
                 results.save()
+    except KeyboardInterrupt:
+        print("Interrupted; what was finished is in the output folder.", file=sys.stderr)
+        return 130
     except OSError as error:
         raise _UsageError(
             f"{args.out} cannot be written to ({error.strerror}); make room or choose another --out."
@@ -166,20 +169,35 @@ def _stopped_gently() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def _analyze_all(
-    args: argparse.Namespace, images: list[Path], networks: list[str], explainer: Explainer | None, results: Results
-) -> list[str]:
-    """Analyse the images into `results`; returns the table that tells of them."""
-    table = []
-    missing = {image for image in images if not os.path.exists(image)}
-    for image in dict.fromkeys(image for image in images if image in missing):
-        print(f"{_shown(image)}: {_read(image)}", file=sys.stderr)  # before the minutes that the others may take
-    pipe = Pipeline.load(args.weights, networks, args.device) if len(missing) < len(set(images)) else None
-    if pipe is not None and explainer is not None:
+def _missing(images: list[Path]) -> set[Path]:
+    """The images that are not there, each told at once, before the minutes that the others may take."""
+    missing = dict.fromkeys(image for image in images if not os.path.exists(image))
+    for image in missing:
+        print(f"{_shown(image)}: {_read(image)}", file=sys.stderr)
+    return set(missing)
+
+
+def _pipeline(args: argparse.Namespace, networks: list[str], explainer: Explainer | None) -> Pipeline:
+    """The networks, loaded; all can be explained as was asked."""
+    pipe = Pipeline.load(args.weights, networks, args.device)
+    if explainer is not None:
         try:
             pipe.check_suits(explainer)
         except ValueError as error:
             raise _UsageError(error) from None
+    return pipe
+
+
+def _analyze_all(
+    args: argparse.Namespace,
+    images: list[Path],
+    missing: set[Path],
+    pipe: Pipeline | None,
+    explainer: Explainer | None,
+    results: Results,
+) -> list[str]:
+    """Analyse the images into `results`; returns the table that tells of them."""
+    table = []
     bar = tqdm(total=len(images), unit="X-ray", disable=None if len(images) > 1 else True)
     with bar, closing(_analyses(pipe, images, explainer)) as analyses:
         for (image, found), panel in zip(analyses, _panel_names(images)):

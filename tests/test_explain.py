@@ -397,6 +397,7 @@ def test_an_explainer_that_does_not_suit_a_network_is_refused_in_a_sentence(rand
     arguments = ["analyze", str(picture), "--out", str(tmp_path / "out"), "--weights", str(random_weights)]
     assert main([*arguments, "--explainer", "attention"]) == 2
     assert capsys.readouterr().err.startswith("The explainer 'attention' does not suit")
+    assert not (tmp_path / "out").exists()
 
 
 def meta(name: str) -> torch.nn.Module:
