@@ -16,7 +16,8 @@ The defaults are meant for a GPU. `--films` sets the films of an epoch, `--test`
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from .data import LungPictures, Pictures, draw_weights, predicted_lungs
 from .engine import device_of, fit, memory_format
 from .measures.markdown import percent, table, write_between
 from .measures.statistics import bootstrap_weights, group_means, interval
-from .recipe import Recipe, Run, add_run_options, run_from
+from .recipe import Recipe, Run, add_run_options, run_from, setting
 from .segment import convention, dice_loss, intersection_over_union
 from .tables import spread
 
@@ -48,9 +49,7 @@ TITLES = {"two-stage": "two stages", "joint": "end to end"}  # the arms that are
 ARMS = tuple(TITLES)
 
 
-def _setting(default, help: str):
-    """A field of which no paper says anything."""
-    return field(default=default, metadata={"help": help, "choices": None, "paper": False})
+_setting = partial(setting, paper=False)  # the paper leaves all of this for later
 
 
 @dataclass(frozen=True)

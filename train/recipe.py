@@ -16,7 +16,7 @@ from manet_core.preprocess import SEES
 AUGMENTATIONS = ("paper", "flip", "robust", "style", "masks", "broad")
 
 
-def _setting(default, help: str, choices: tuple | None = None, paper: bool = True):
+def setting(default, help: str, choices: tuple | None = None, paper: bool = True):
     """A field with the help and the choices of its option; `paper`: whether the paper says anything of it."""
     return field(default=default, metadata={"help": help, "choices": choices, "paper": paper})
 
@@ -25,40 +25,40 @@ def _setting(default, help: str, choices: tuple | None = None, paper: bool = Tru
 class Recipe:
     """Every setting that decides what is learnt. The defaults are the paper's for a classifier (MANet, section 3.2)."""
 
-    task: str = _setting("manet", "what is learnt: a task of manet_core, or segment", paper=False)
-    model: str = _setting("resnet34_ma", "network, by its registered name", paper=False)
-    size: int = _setting(512, "side of the network's square input, pixels")
-    epochs: int = _setting(200, "passes over the training X-rays")
-    batch: int = _setting(64, "X-rays a step, shared by all GPUs")
-    optimizer: str = _setting("sgd", "how the weights are moved", ("sgd", "adam", "adamw"))
-    lr: float = _setting(0.01, "peak learning rate")
-    weight_decay: float = _setting(0.0, "decay of the weights", paper=False)
-    schedule: str = _setting("cosine", "of the learning rate", ("constant", "cosine", "onecycle"))
-    init: str | None = _setting(None, "weights to start from (.safetensors); tensors of another shape are skipped")
-    imagenet: bool = _setting(False, "start from ImageNet weights")
-    augment: str = _setting(
+    task: str = setting("manet", "what is learnt: a task of manet_core, or segment", paper=False)
+    model: str = setting("resnet34_ma", "network, by its registered name", paper=False)
+    size: int = setting(512, "side of the network's square input, pixels")
+    epochs: int = setting(200, "passes over the training X-rays")
+    batch: int = setting(64, "X-rays a step, shared by all GPUs")
+    optimizer: str = setting("sgd", "how the weights are moved", ("sgd", "adam", "adamw"))
+    lr: float = setting(0.01, "peak learning rate")
+    weight_decay: float = setting(0.0, "decay of the weights", paper=False)
+    schedule: str = setting("cosine", "of the learning rate", ("constant", "cosine", "onecycle"))
+    init: str | None = setting(None, "weights to start from (.safetensors); tensors of another shape are skipped")
+    imagenet: bool = setting(False, "start from ImageNet weights")
+    augment: str = setting(
         "paper",
         "robust: also tone, resolution, JPEG, noise; style: also other sources' looks; masks: other masks; broad: "
         "all of these, drawn on the device a batch at a time; flip: rotation and reflection alone",
         AUGMENTATIONS,
     )
-    balance: float = _setting(0.0, "1: each source of a class equally often; 0: each X-ray equally often")
-    balance_classes: bool = _setting(False, "each class equally often")
-    label_smoothing: float = _setting(0.0, "share of the target that is spread over all classes")
-    ema: float = _setting(0.0, "decay a step of the moving average of weights that is kept; 0: the last weights")
-    select: str = _setting(
+    balance: float = setting(0.0, "1: each source of a class equally often; 0: each X-ray equally often")
+    balance_classes: bool = setting(False, "each class equally often")
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all classes")
+    ema: float = setting(0.0, "decay a step of the moving average of weights that is kept; 0: the last weights")
+    select: str = setting(
         "accuracy", "validation figure whose best value, the lowest of val_loss, chooses the epoch that is kept"
     )
-    patience: int = _setting(0, "end after so many epochs without a better one; 0: never")
-    working: int | None = _setting(None, "side to which each X-ray is brought before the lungs' box is cut out, pixels")
-    crop: float | None = _setting(None, "cut out the lungs' box, enlarged by this share of its sides")
-    sees: str = _setting("lungs", "what is shown; all but what the network is made for are controls", SEES)
-    sources: str | None = _setting(None, "only X-rays of these sources, joined by commas", paper=False)
-    split: str = _setting("patient", "what training and test do not share", ("patient", "image"), paper=False)
-    width: int = _setting(32, "segmenter: channels of the first level", paper=False)
-    conventions: int = _setting(1, "segmenter: outputs, one for each convention of the annotators (1 or 2)")
-    seed: int = _setting(0, "of the initial weights and of every draw", paper=False)
-    precision: str = _setting(
+    patience: int = setting(0, "end after so many epochs without a better one; 0: never")
+    working: int | None = setting(None, "side to which each X-ray is brought before the lungs' box is cut out, pixels")
+    crop: float | None = setting(None, "cut out the lungs' box, enlarged by this share of its sides")
+    sees: str = setting("lungs", "what is shown; all but what the network is made for are controls", SEES)
+    sources: str | None = setting(None, "only X-rays of these sources, joined by commas", paper=False)
+    split: str = setting("patient", "what training and test do not share", ("patient", "image"), paper=False)
+    width: int = setting(32, "segmenter: channels of the first level", paper=False)
+    conventions: int = setting(1, "segmenter: outputs, one for each convention of the annotators (1 or 2)")
+    seed: int = setting(0, "of the initial weights and of every draw", paper=False)
+    precision: str = setting(
         "auto", "autocast type; auto: bf16 where the device has it, no: float32", ("auto", "bf16", "no"), paper=False
     )
 

@@ -6,7 +6,8 @@ Every stage leaves the whole network behind, as `engine.fit` does, in BACKBONE/S
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,12 @@ from .classify import class_loss, figures, predict, probabilities
 from .data import LungPictures, Pictures, draw_weights, predicted_lungs
 from .engine import autocast, device_of, fit, memory_format, save_weights, start_from
 from .measures.statistics import even_sample
-from .recipe import Recipe, Run
+from .recipe import Recipe, Run, setting
 
 STAGES = ("I", "II", "III")
 
 
-def _setting(default, help: str):
-    """A field whose option has this help."""
-    return field(default=default, metadata={"help": help, "choices": None, "paper": False})
+_setting = partial(setting, paper=False)  # of which MANet's paper, to which recipes are compared, says nothing
 
 
 @dataclass(frozen=True)

@@ -215,10 +215,8 @@ def measure(study: Study) -> dict:
     every = list(cases(study, networks, lesions))
     for i, of_xray in enumerate(tqdm(every, "explainers", unit="X-ray")):
         for kind, case in of_xray.items():
-            reference, other = (
-                case.heat(study, DEFAULT),
-                every[abs(i - 1)][kind],
-            )  # the one before; the second's at first
+            reference = case.heat(study, DEFAULT)
+            other = every[abs(i - 1)][kind]  # of the X-ray before; the first has the second's
             heats = {
                 explainer: case.heat(study, explainer)
                 for explainer in study.compared or list_explainers()
