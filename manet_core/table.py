@@ -76,10 +76,15 @@ def _columns(classes: Iterable[str]) -> list[str]:
 
 def _line(cells: list) -> str:
     out = io.StringIO()
-    csv.writer(out).writerow(f"{cell:.4f}" if isinstance(cell, float) else _plain(cell) for cell in cells)
+    csv.writer(out).writerow(f"{cell:.4f}" if isinstance(cell, float) else _cell(cell) for cell in cells)
     return out.getvalue()
 
 
-def _plain(cell):
-    """A text that a spreadsheet does not take for a formula; anything else as it is."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r\n") else cell
+def _cell(cell):
+    return no_formula(cell) if isinstance(cell, str) else cell
+
+
+def no_formula(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula, whatever it begins with, blanks and wide signs too."""
+    start = "".join(character for character in text if character.isprintable()).lstrip()[:1]
+    return f"'{text}" if text[:1] in tuple("\t\r\n") or start in tuple("=+-@＝＋－＠") else text

@@ -26,6 +26,7 @@ from PIL import Image
 from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier, preprocess
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
+from manet_core.table import no_formula
 from manet_core.tasks import get_task
 from manet_core.weights import read_manifest, write_manifest
 from ui import batch, render, startup, teach
@@ -682,6 +683,7 @@ def test_csv_has_a_line_a_file_and_no_formula(rows):
 def test_csv_never_begins_a_cell_with_a_formula(name):
     (line,) = csv.reader(batch.as_csv([batch.row(f"{name}.png", "It is no picture.")]).splitlines()[1:])
     assert line[0].startswith("'") and line[0].isprintable()
+    assert no_formula(name) == f"'{name}", "for the command line's table too"
 
 
 @pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>.png", '"><script>alert(1)</script>', "a$\\frac$.png"])

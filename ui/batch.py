@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from manet_core import Analysis, WeightsError, XRay, XRayError, load_xray
-from manet_core.pipeline import DISCLAIMER
+from manet_core.pipeline import DISCLAIMER, NO_READING
 from manet_core.preprocess import resize
 from manet_core.report import limits as report_limits
+from manet_core.table import no_formula
 from manet_core.tasks import get_task, list_tasks
 
 from .networks import BATCHES, Networks
@@ -32,7 +33,6 @@ MOST_UNPACKED = 4 << 30  # bytes of all files in an archive
 MOST_LISTED = 4 << 20  # bytes of an archive's table of contents; a file takes about a hundred
 REDRAW_S = 1.5  # seconds between two looks at a growing table
 _THUMBNAIL = 72
-_UNRELIABLE = "no reliable reading"
 _SORT = """
 element.addEventListener('click', event => {
   const head = event.target.closest('th[aria-sort]');
@@ -246,7 +246,7 @@ def _joined(task: str, names: list[str]) -> str:
 def as_csv(rows: list[dict]) -> str:
     """A line a file: consensus of each task, each network's probability of each class, warnings, error.
 
-    The consensus is `_UNRELIABLE` where it is withheld, for the reasons in a column of their own; what the networks
+    The consensus is `NO_READING` where it is withheld, for the reasons in a column of their own; what the networks
     answered all the same is in their columns.
     """
     models = {model: reading["task"] for r in rows for model, reading in r.get("readings", {}).items()}
@@ -262,7 +262,7 @@ def as_csv(rows: list[dict]) -> str:
         readings, cells = r.get("readings", {}), [_plain(r["file"])]
         for task in tasks:
             found = r.get("consensus", {}).get(task)
-            cells += ["", "", ""] if found is None else [_UNRELIABLE, "", ""] if _withheld(r) else _counted(task, found)
+            cells += ["", "", ""] if found is None else [NO_READING, "", ""] if _withheld(r) else _counted(task, found)
         cells += [f"{readings[m]['probabilities'][name]:.4f}" if m in readings else "" for m, name in columns]
         reasons = (" ".join(r.get(key, [])) for key in ("withheld", "warnings"))
         writer.writerow([*cells, *reasons, r.get("error", "")])
@@ -277,8 +277,7 @@ def _counted(task: str, found: dict) -> list[str]:
 
 def _plain(name: str) -> str:
     """A file name that a spreadsheet does not take for a formula, on one line."""
-    name = "".join(character if character.isprintable() else " " for character in name)
-    return f"'{name}" if name.lstrip()[:1] in tuple("=+-@＝＋－＠") else name
+    return no_formula("".join(character if character.isprintable() else " " for character in name))
 
 
 def table(rows: list[dict], total: int, running: bool) -> str:
@@ -317,7 +316,7 @@ def _line(r: dict, tasks: list[str]) -> str:
     for task in tasks:
         found = r["consensus"][task]
         if _withheld(r):
-            cells += f'<td class="failed">{_UNRELIABLE}</td><td></td><td></td>'
+            cells += f'<td class="failed">{NO_READING}</td><td></td><td></td>'
             continue
         predicted, counts, of = _counted(task, found)
         cells += f"<td>{escape(predicted)}</td>"
