@@ -341,6 +341,10 @@ class Pipeline:
                 raise WeightsError(f"{name!r} is not loaded; loaded are: {', '.join(self.models) or 'none'}.")
         return names
 
+    def suited(self, explainer: Explainer, models: list[str]) -> list[str]:
+        """Those of loaded `models` that an explainer can explain."""
+        return [name for name in models if explainer.suits(self.classifiers[name])]
+
     def check_suits(self, explainer: Explainer, models: list[str] | None = None) -> None:
         """Nothing, if an explainer suits loaded `models`; None: all.
 
@@ -348,8 +352,8 @@ class Pipeline:
             WeightsError: a model that is not loaded.
             ValueError: one of them cannot be explained so; one sentence that says which, and what to do.
         """
-        unsuited = [name for name in self._names(models) if not explainer.suits(self.classifiers[name])]
-        if unsuited:
+        names = self._names(models)
+        if unsuited := [name for name in names if name not in self.suited(explainer, names)]:
             raise ValueError(
                 f"The explainer {explainer.name!r} does not suit {', '.join(unsuited)}; "
                 "choose another explainer, or only networks that it suits."

@@ -102,8 +102,7 @@ class Networks:
 
     def suited(self, explainer: str, models: list[str]) -> list[str]:
         """Those of `models` that an explainer can explain; see `get`."""
-        nets, suits = self.get().classifiers, get_explainer(explainer).suits
-        return [name for name in models if suits(nets[name])]
+        return self.get().suited(get_explainer(explainer), models)
 
     def analyze(self, x: XRay, random: bool = False, **options) -> Analysis:
         """`Pipeline.analyze` when it is this X-ray's turn; see `get`.
