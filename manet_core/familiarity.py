@@ -14,6 +14,11 @@ from safetensors.numpy import load_file
 from .weights import verified
 
 
+def pooled(features: np.ndarray) -> np.ndarray:
+    """Features (C,) or (C, g, g), averaged over the picture: (C,) float64."""
+    return features.astype(np.float64).reshape(len(features), -1).mean(1)
+
+
 @dataclass(frozen=True)
 class Familiarity:
     """A Gaussian over the segmenter's pooled deepest features of the training X-rays.
@@ -44,8 +49,8 @@ class Familiarity:
         return cls(arrays["mean"], arrays["precision"], known["limit"], known["share"])
 
     def distance(self, features: np.ndarray) -> float:
-        """How far features (C,) lie from the training X-rays: about 1 for one of them, more for something else."""
-        gap = features.astype(np.float64) - self.mean
+        """How far features (C,) or (C, g, g) lie from the training X-rays: about 1 for one of them, more for others."""
+        gap = pooled(features) - self.mean
         return float(np.sqrt(max(0.0, gap @ self.precision @ gap) / len(gap)))
 
     def warnings(self, distance: float) -> list[str]:
@@ -54,6 +59,6 @@ class Familiarity:
             return []
         return [
             f"The picture is unlike the X-rays that the networks learnt from (distance {distance:.1f}; "
-            f"{self.share:.0%} of theirs are below {self.limit:.1f}): no frontal chest X-ray, a film on its side, "
-            "or one of another kind of machine; trust the readings less."
+            f"{self.share:.0%} of theirs are below {self.limit:.1f}): it may be no frontal chest X-ray, or one of "
+            "another kind of machine or processing; trust the readings less."
         ]

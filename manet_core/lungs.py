@@ -9,6 +9,7 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 from skimage.measure import label, regionprops
 from skimage.morphology import remove_small_objects
 from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from .preprocess import resize, to_unit_range
 
@@ -35,7 +36,8 @@ class Lungs:
     Attributes:
         probability: (S, S) float32 in [0, 1], as predicted.
         cleaned: (S, S) bool, thresholded at 0.5 and cleaned.
-        features: (C,) float32, the segmenter's deepest features, averaged over the picture; see `familiarity`.
+        features: (C, 2, 2) float32, the segmenter's deepest features, averaged over each quarter of the picture; see
+            `familiarity` and `pose`.
     """
 
     probability: np.ndarray
@@ -99,7 +101,7 @@ def predict_lungs(segmenter: nn.Module, pictures: Sequence[np.ndarray], size: in
     images = np.stack([to_unit_range(resize(picture, size)) for picture in pictures])
     levels = segmenter.forward_features(torch.from_numpy(images)[:, None].to(device))
     probabilities = segmenter.forward_head(levels)[:, 0].float().sigmoid().cpu().numpy()
-    features = levels[-1].mean((2, 3)).float().cpu().numpy()
+    features = adaptive_avg_pool2d(levels[-1].float(), 2).cpu().numpy()
     return [Lungs.from_probability(*lungs) for lungs in zip(probabilities, features)]
 
 

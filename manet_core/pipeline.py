@@ -20,6 +20,7 @@ from .files.quality import picture_warnings
 from .files.xray import XRay, load_xray
 from .lungs import Lungs, implausible, mask_warnings, predict_lungs, sides
 from .networks.registry import list_models
+from .pose import FAULTS, Pose
 from .preprocess import WHOLE, Box, View, network_input, paste, resize
 from .tasks import get_task, list_tasks
 from .weights import SEGMENT, WeightsError, fingerprint, load_network, read_manifest, task_of, temperature_of
@@ -91,7 +92,9 @@ class Analysis:
         distance: how unlike the training X-rays it is, about 1 for one of them; None if the weights cannot tell.
         explainer: what made the heatmaps; see `explain`.
         withheld: those of the warnings for which no class should be named: the picture, its header or its mask says
-            that it is no frontal chest X-ray, or it is out-of-distribution; [] when the readings may be shown.
+            that it is no upright frontal chest X-ray, or it is out-of-distribution; [] when the readings may be shown.
+        fault: how the film is presented wrongly, one of `pose.FAULTS`, which `pose.mended` puts right; None if it is
+            not, or the weights cannot tell.
     """
 
     original: np.ndarray
@@ -101,6 +104,7 @@ class Analysis:
     distance: float | None = None
     explainer: str = DEFAULT
     withheld: list[str] = field(default_factory=list)
+    fault: str | None = None
 
     @cached_property
     def mask_raw(self) -> np.ndarray:
@@ -186,6 +190,7 @@ class Analysis:
             "height": self.original.shape[0],
             "width": self.original.shape[1],
             "distance": self.distance,
+            "fault": self.fault,
             "reliable": self.reliable,
             "withheld": list(self.withheld),
             "warnings": list(self.warnings),
@@ -228,8 +233,10 @@ class Pipeline:
         classifiers: dict[str, nn.Module],
         entries: dict[str, dict],
         familiarity: Familiarity | None = None,
+        pose: Pose | None = None,
     ):
-        self.segmenter, self.classifiers, self.entries, self.familiarity = segmenter, classifiers, entries, familiarity
+        self.segmenter, self.classifiers, self.entries = segmenter, classifiers, entries
+        self.familiarity, self.pose = familiarity, pose
 
     @classmethod
     def load(cls, weights: str | Path = "weights", models: list[str] | None = None, device: str = "auto") -> "Pipeline":
@@ -254,7 +261,8 @@ class Pipeline:
         classifiers = {name: load_network(weights, name, device) for name in models}
         for name in models:
             temperature_of(name, entries[name])
-        return cls(segmenter, classifiers, entries, Familiarity.load(weights, entries[SEGMENTER]))
+        segmented = entries[SEGMENTER]
+        return cls(segmenter, classifiers, entries, Familiarity.load(weights, segmented), Pose.load(weights, segmented))
 
     @property
     def models(self) -> list[str]:
@@ -391,14 +399,18 @@ class Pipeline:
         analyses = []
         for x, own, found in zip(xrays, lungs, readings):
             header = [remark for remark in x.remarks if remark.startswith(HEADER_DENIES)]
-            picture, mask, unlike, distance = picture_warnings(x.pixels), mask_warnings(own), [], None
+            picture, mask = picture_warnings(x.pixels), mask_warnings(own)
+            posed, denied, fault, unlike, distance = [], [], None, [], None
+            if self.pose is not None and own.features is not None and not picture:
+                fault, posed = self.pose.fault(own.features), self.pose.warnings(own.features)
+                denied = posed if fault and FAULTS[fault].denies else []
             if self.familiarity is not None and own.features is not None:
                 distance = self.familiarity.distance(own.features)
-                unlike = self.familiarity.warnings(distance)
-            warnings = [*x.remarks, *picture, *mask, *unlike]
-            withheld = [*header, *picture, *(mask if implausible(own, mask) else []), *unlike]
+                unlike = [] if denied else self.familiarity.warnings(distance)  # the named cause is told alone
+            warnings = [*x.remarks, *picture, *posed, *mask, *unlike]
+            withheld = [*header, *picture, *denied, *(mask if implausible(own, mask) else []), *unlike]
             by = explainer.name if explainer else DEFAULT
-            analyses.append(Analysis(x.pixels, own, found, warnings, distance, by, withheld))
+            analyses.append(Analysis(x.pixels, own, found, warnings, distance, by, withheld, fault))
         return analyses
 
     def _read(

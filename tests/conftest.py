@@ -68,7 +68,8 @@ def make_weights(folder: Path, tasks: dict[str, str], **preprocessing: dict) -> 
 
 def behind_shipped_segmenter(random: Path, weights: Path, folder: Path) -> Path:
     """Fill `folder` with random classifiers and the shipped segmenter, which finds the lungs of a phantom."""
-    segmenter = {key: value for key, value in read_manifest(weights)["resunet"].items() if key != "familiarity"}
+    entry = read_manifest(weights)["resunet"]
+    segmenter = {key: value for key, value in entry.items() if key not in ("familiarity", "pose")}
     for path in (*random.glob("*.safetensors"), weights / segmenter["file"]):
         (folder / path.name).symlink_to(path.resolve())
     write_manifest(folder, read_manifest(random) | {"resunet": segmenter})

@@ -20,6 +20,7 @@ from manet_core.preprocess import SEES, network_input
 from manet_core.tasks import GUIDED, MANET, NIH14
 from manet_core.weights import read_manifest, write_manifest
 from train import classify, evaluate, evidence, export, familiarity
+from train import pose as teach_pose
 from train.measures import (
     agreement,
     classification,
@@ -358,11 +359,21 @@ def test_bootstrap_draws_patients_whole():
 
 
 def test_agreement_parts_the_unanimous_from_the_divided():
-    truth = np.array([0, 1, 2, 3])
-    out = agreement.agreement({"a": np.array([0, 1, 2, 0]), "b": np.array([0, 1, 4, 0])}, truth, np.arange(4), 5)
-    assert out["share_unanimous"] == 0.75
-    assert out["groups"]["unanimous"]["accuracy"]["value"] == pytest.approx(2 / 3)
+    target = np.eye(5)[[0, 1, 2, 3, 0]]
+    target[4] = [1, 1, 0, 0, 0]  # a label that says "one of these two"
+    said = {"a": np.array([0, 1, 2, 0, 1]), "b": np.array([0, 1, 4, 0, 1])}
+    out = agreement.agreement(said, target, np.arange(5), list("VWXYZ"))
+    assert out["share_unanimous"] == 0.8
+    assert out["groups"]["unanimous"]["accuracy"]["value"] == pytest.approx(3 / 4)
     assert out["groups"]["divided"]["n"] == 1
+    claims = out["claims"]
+    assert (claims["V"]["n"], claims["V"]["found"]["value"]) == (1, 1), "the partial label is not one of V"
+    assert (claims["V"]["claimed"], claims["V"]["right"]["value"]) == (2, 0.5), "one of them is a Y"
+    assert (claims["W"]["claimed"], claims["W"]["right"]["value"]) == (2, 1), "the partial label allows it"
+    assert claims["X"] == {"n": 1, "found": claims["X"]["found"]} and claims["X"]["found"]["value"] == 0
+    assert claims["Z"] == {}, "nobody has it and nobody says it"
+    text = "\n".join(agreement.lines({"agreement": {"manet": {"external": out}}}))
+    assert "| external | V | 1 | 100.0 (" in text and "| external | Z |" not in text
 
 
 def test_probe_reads_what_is_there_and_not_what_is_not(rng):
@@ -645,6 +656,7 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     (out.parent / "stray" / "result.json").write_text("[]")
     results = tmp_path / "results"
     run(familiarity, *common, "--share", 0.9)
+    run(teach_pose, *common, "--most", 8)
     recipes = tmp_path / "recipes"
     shutil.copytree(out, recipes / "again")
     runs = ["--controls", out.parent, "--recipes", recipes, "--results", results]
@@ -669,12 +681,15 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     assert first["last_layer"] is None and first["as_trained"]["confusion"] == first["test"]["confusion"]
     assert first["as_trained"]["external"] == first["external"], "a network without a new layer is as it was trained"
     disturbed = found["robustness"]
+    assert found["pose"]["test"]["n"] == 5 and found["pose"].keys() == {"test", "external"}
     assert disturbed["n"] == 5 and disturbed["changes"].keys() == robustness.CHANGES.keys()
     noisy, calm = (disturbed["changes"][c]["efficientnet_lite0"] for c in ("Gaussian noise, σ = 0.05", "none"))
     assert noisy["minus none"]["value"] == pytest.approx(noisy["value"] - calm["value"])
     assert found["localisation"]["n"] == 4 and found["localisation"]["covered"]["value"] >= 0
     assert found["localisation"]["models"]["efficientnet_lite0"].keys() == {"gradcam"}
-    assert found["other_findings"]["manet"]["n"] == 4 and found["agreement"]["manet"]["models"] == list(found["models"])
+    assert found["other_findings"]["manet"]["n"] == 4 and (
+        found["agreement"]["manet"]["external"]["models"] == list(found["models"])
+    )
     assert found["heatmaps"]["manet"]["n"] == 5 and found["explainers"]["n"] == 2
     rows = classification.confusion_by_source(found["models"])
     test_rows = [row for row in rows if row[0].startswith("test") and row[3] == "`efficientnet_lite0`"]

@@ -8,7 +8,7 @@ weights/NAME.json into results/NAME): external validation, sensitivity by class
 and source, what networks score without lung tissue, whether their features know
 the source, how calibrated they are, where their heatmaps lie and whether those
 places matter, how explainers compare, what disturbs them, whether they notice what
-they do not know, and whether a patient or a picture is in two splits. Intervals are
+they do not know and a film that lies wrongly, and whether a patient or a picture is in two splits. Intervals are
 95 % bootstrap over patients, and exact binomial where all or none are right.
 
 What is measured is kept section by section. What cannot be measured, as there are
@@ -48,6 +48,7 @@ from .measures import (
     localisation,
     ood,
     other_findings,
+    pose,
     recipes,
     robustness,
     source_probe,
@@ -74,6 +75,7 @@ OF_ALL: dict[str, ModuleType] = {
     "agreement": agreement,
     "heatmaps": heatmaps,
     "robustness": robustness,
+    "pose": pose,
     "ood": ood,
     "splits": duplicates,
 }

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from sklearn.covariance import LedoitWolf
 from tqdm import tqdm
 
-from manet_core.familiarity import Familiarity
+from manet_core.familiarity import Familiarity, pooled
 from manet_core.lungs import Lungs, predict_lungs
 from manet_core.weights import load_network, manifest_path, read_manifest, sha256, write_manifest
 
@@ -60,7 +60,9 @@ def main() -> None:
     features = {}
     for split in ("train", "val"):
         rows = np.random.default_rng(0).permutation(pictures.rows(split, labelled=True))[: args.most]
-        features[split] = np.stack([lungs.features for _, lungs in segment(read(pictures, rows), args.weights, split)])
+        features[split] = np.stack(
+            [pooled(lungs.features) for _, lungs in segment(read(pictures, rows), args.weights, split)]
+        )
     known = learn(features["train"], features["val"], args.share)
     segmenter = Path(models["resunet"]["file"]).name  # another segmenter has other features, and another file
     path = manifest_path(args.weights).with_name(segmenter.replace("resunet", "familiarity"))

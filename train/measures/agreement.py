@@ -1,53 +1,88 @@
-"""What it means when all networks of a task agree."""
+"""What it means when all networks of a task agree, and how often what they then say is right."""
 
 import numpy as np
 
-from manet_core.tasks import get_task
+from manet_core.tasks import Task, get_task
 
 from .markdown import percent, table
 from .statistics import proportion
-from .study import NotMeasured, Study
+from .study import NotMeasured, Readings, Study
 
 TITLE = "When all networks agree"
+TEXT = """\
+*Claims*: what all networks say. Found: of the X-rays of a class, the share on which all networks say it. Right: of the
+X-rays on which all networks say it, the share that are of that class; it depends on how many X-rays of each class were
+tested. A label that allows several classes makes each of them right, and counts in *right* alone."""
+SPLITS = ("test", "external")
 
 
-def agreement(predicted: dict[str, np.ndarray], truth: np.ndarray, patients: np.ndarray, classes: int) -> dict:
-    """How accurate the majority is on all X-rays, on those on which all networks agree, and on the rest.
+def agreement(predicted: dict[str, np.ndarray], target: np.ndarray, patients: np.ndarray, classes: list[str]) -> dict:
+    """How often the majority is right on all X-rays, on those on which all networks agree, and on the rest; claims.
 
     Args:
         predicted: {network: class numbers (N,)}.
-        truth: class numbers (N,).
+        target: which classes each label allows, (N, K); see `Task.target`.
+        patients: (N,) names.
+        classes: K names.
+
+    Returns:
+        {"models", "share_unanimous", "groups": {"all", "unanimous", "divided": {"n", "accuracy"}}, "claims": {class:
+        {"n", "found"} of its X-rays, {"claimed", "right"} of those on which all networks say it}}. What no X-ray can
+        tell is left out.
     """
-    answers = np.stack(list(predicted.values()))
-    votes = np.stack([(answers == k).sum(0) for k in range(classes)])
-    right, same = votes.argmax(0) == truth, votes.max(0) == len(answers)
+    answers, rows = np.stack(list(predicted.values())), np.arange(len(target))
+    votes = np.stack([(answers == k).sum(0) for k in range(len(classes))])
+    majority, same = votes.argmax(0), votes.max(0) == len(answers)
+    right, certain = target[rows, majority] == 1, target.sum(1) == 1
     groups = {}
-    for name, rows in (("all", np.ones(len(truth), bool)), ("unanimous", same), ("divided", ~same)):
-        if rows.any():
-            groups[name] = {"n": int(rows.sum()), "accuracy": proportion(right[rows], patients[rows])}
-    return {"models": list(predicted), "share_unanimous": float(same.mean()), "groups": groups}
+    for name, inside in (("all", np.ones(len(target), bool)), ("unanimous", same), ("divided", ~same)):
+        if inside.any():
+            groups[name] = {"n": int(inside.sum()), "accuracy": proportion(right[inside], patients[inside])}
+    claims: dict[str, dict] = {name: {} for name in classes}
+    for k, name in enumerate(classes):
+        of_class, claimed = certain & (target[:, k] == 1), same & (majority == k)
+        if of_class.any():
+            claims[name] |= {"n": int(of_class.sum()), "found": proportion(claimed[of_class], patients[of_class])}
+        if claimed.any():
+            claims[name] |= {"claimed": int(claimed.sum()), "right": proportion(right[claimed], patients[claimed])}
+    return {"models": list(predicted), "share_unanimous": float(same.mean()), "groups": groups, "claims": claims}
 
 
 def measure(study: Study) -> dict:
-    """`agreement` on the test split, for each task with at least two networks."""
-    out = {}
+    """{task: {split: `agreement`}} on each of `SPLITS`, for each task with at least two networks."""
+    out: dict[str, dict] = {}
     for task, names in study.tasks.items():
+        if len(names) < 2:
+            continue
         readings = {name: study.read(name) for name in names}
-        first = readings[names[0]]
-        rows = first.split("test") & first.labelled
-        if len(names) > 1 and rows.any():
-            predicted = {name: r.predicted[rows] for name, r in readings.items()}
-            out[task] = agreement(predicted, first.truth[rows], first.patients[rows], len(first.task.classes))
+        first: Readings = readings[names[0]]
+        for split in SPLITS:
+            rows = first.known(split)
+            if rows.any():
+                predicted = {name: r.predicted[rows] for name, r in readings.items()}
+                classes = list(first.task.classes)
+                found = agreement(predicted, first.target[rows], first.patients[rows], classes)
+                out.setdefault(task, {})[split] = found
     if not out:
         raise NotMeasured("no task has two networks")
     return out
 
 
 def lines(evidence: dict) -> list[str]:
-    """One table; a row for each task and group."""
-    rows = [
-        [get_task(task).title, name, group["n"], percent(group["accuracy"])]
-        for task, found in evidence["agreement"].items()
-        for name, group in found["groups"].items()
-    ]
-    return table(["task", "X-rays", "n", "accuracy of the majority, % (95 % CI)"], rows)
+    """Two tables: the majority, a row for each task, split and group; claims, a row for each task, split and class."""
+    majority, claims = [], []
+    for task, splits in evidence["agreement"].items():
+        asked: Task = get_task(task)
+        for split, found in splits.items():
+            start = [asked.title, split]
+            majority += [
+                [*start, name, group["n"], percent(group["accuracy"])] for name, group in found["groups"].items()
+            ]
+            for name, claim in found["claims"].items():
+                if claim:
+                    of_class = [claim["n"], percent(claim["found"])] if "n" in claim else ["0", ""]
+                    of_claim = [claim["claimed"], percent(claim["right"])] if "claimed" in claim else ["0", ""]
+                    claims.append([*start, name, *of_class, *of_claim])
+    first = table(["task", "split", "X-rays", "n", "majority right, % (95 % CI)"], majority)
+    head = ["task", "split", "claim", "X-rays of the class", "found, % (95 % CI)", "claims", "right, % (95 % CI)"]
+    return [*first, "", TEXT, "", *table(head, claims)]
