@@ -530,6 +530,7 @@ function tell() {
     const name = button.dataset.do, [group, value] = name.split(':');
     const on = group === 'layout' ? !beside && look.layout === value : group === 'tool' ? look.tool === value
       : group === 'invert' ? film.flipped : look[group];
+    if (group === 'reset') button.disabled = !windowed && !film.flipped;
     if (button.hasAttribute('aria-pressed')) button.setAttribute('aria-pressed', Boolean(on));
     if ('needs' in button.dataset) button.disabled = !film.layers;
   }
@@ -682,6 +683,7 @@ desk.addEventListener('keydown', event => {
 });
 
 /** One stop of the tab key for all buttons; arrows go from one to the next. */
+find('.toolbar').querySelectorAll('button').forEach((button, at) => { button.tabIndex = at ? -1 : 0; });
 function moveInToolbar(event) {
   const buttons = [...find('.toolbar').querySelectorAll('button:not(:disabled)')];
   const by = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[event.key];

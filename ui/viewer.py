@@ -37,13 +37,14 @@ _BUTTONS = [
         ("heat", "Heatmap", "H", True, True),
         ("mask", "Mask", "M", True, True),
         ("outline", "Outline", "O", True, True),
-        ("lungs", "Lungs alone", "L", True, True),
+        ("lungs", "Lungs", "L", True, True),
     ],
-    [("invert", "Invert", "I", True, False), ("reset", "Reset window", "R", False, False)],
     [("fit", "Fit", "0", False, False), ("one", "1:1", "1", False, False)],
     [("tool:ruler", "Ruler", "D", True, False), ("tool:ratio", "CTR", "C", True, False)],
     [("screen", "Full screen", "F", False, False), ("help", "Keys", "?", False, False)],
 ]
+_WINDOW = [("invert", "Invert", "I", True, False), ("reset", "Reset", "R", False, False)]
+_TITLES = {"tool:ratio": "Cardiothoracic ratio", "lungs": "Lungs alone", "reset": "Window as at first"}
 _KEYS = [
     ("wheel, + −", "zoom at the pointer; zoom"),
     ("drag, Shift and arrows", "move"),
@@ -61,19 +62,21 @@ _KEYS = [
 COURIER = "watch('value', () => dispatchEvent(new CustomEvent('manet-{}', {{detail: props.value}})));"
 
 
+def _buttons(group: list[tuple[str, str, str, bool, bool]], tabindex: int) -> str:
+    buttons = ""
+    for action, text, key, held, needs in group:
+        more = (' aria-pressed="false"' if held else "") + (" data-needs disabled" if needs else "")
+        title = _TITLES.get(action, text)
+        buttons += (
+            f'<button data-do="{action}" title="{title} ({escape(key)})" aria-label="{title}" tabindex="{tabindex}"'
+            f"{more}>{text}</button>"
+        )
+    return buttons
+
+
 def _toolbar() -> str:
-    groups, first = "", True
-    for group in _BUTTONS:
-        buttons = ""
-        for action, text, key, held, needs in group:
-            more = (' aria-pressed="false"' if held else "") + (" data-needs disabled" if needs else "")
-            title = {"tool:ratio": "Cardiothoracic ratio"}.get(action, text)
-            buttons += (
-                f'<button data-do="{action}" title="{title} ({escape(key)})" aria-label="{title}" '
-                f'tabindex="{0 if first else -1}"{more}>{text}</button>'
-            )
-            first = False
-        groups += f"<span>{buttons}</span>"
+    """All buttons but the window's; of these only one at a time is a stop of the tab key."""
+    groups = "".join(f"<span>{_buttons(group, 0)}</span>" for group in _BUTTONS)
     return f'<div class="toolbar" role="toolbar" aria-label="Viewer">{groups}</div>'
 
 
@@ -93,13 +96,13 @@ def shell() -> str:
 <div class="stage" tabindex="0" role="application" aria-label="X-ray; press ? for its keys"><canvas></canvas>
 <svg aria-hidden="true"></svg><div class="labels"></div><p class="badge" role="status"></p>
 <p class="plain" hidden>This browser has no WebGL2: the film is drawn slowly, at half resolution.</p>
+<p class="told-place"><span class="place"></span><span class="window-text"></span><span class="zoom-text"></span></p>
 <p class="measured" role="status"></p>
 <dialog class="help-keys" aria-label="Keys"><table>{keys}</table>
 <p>Keys count while the film, its buttons or the readings have the focus.</p></dialog></div>
-<div class="under"><p class="told-place"><span class="place"></span> <span class="window-text"></span>
-<span class="zoom-text"></span></p>
-<div class="sliders"><label>Centre <input type="range" name="level" step="any"></label>
+<div class="under"><div class="sliders"><label>Centre <input type="range" name="level" step="any"></label>
 <label>Width <input type="range" name="width" step="any"></label>
+<span>{_buttons(_WINDOW, 0)}</span>
 <label>Heatmap <input type="range" name="opacity" min="0" max="1" step="0.05" value="0.6"></label>
 <label><span class="unseen">Colours of heatmaps</span><select name="colours">{maps}</select></label>
 <label><span class="unseen">Scale of heatmaps</span><select name="scale"><option value="own">each its own scale</option>
