@@ -51,6 +51,7 @@ class Film:
         name: what its file was called; "" where there is none.
         sha256: of the pixels as they were read, `load_xray(file).pixels`, hexadecimal.
         read_at: when, by the server's clock.
+        key: by which the viewer knows it.
     """
 
     analysis: Analysis
@@ -59,6 +60,7 @@ class Film:
     name: str
     sha256: str
     read_at: datetime
+    key: str = ""
 
 
 class Networks:
@@ -118,8 +120,8 @@ class Networks:
                 pipeline = self._randomised(pipeline)
             return pipeline.analyze(x, **options)
 
-    def keep(self, x: XRay, analysis: Analysis, name: str = "") -> Film:
-        """What a page needs of an X-ray and its analysis from now on; `name` is its file's."""
+    def keep(self, x: XRay, analysis: Analysis, name: str = "", key: str = "") -> Film:
+        """What a page needs of an X-ray and its analysis from now on; `name` is its file's, `key` the viewer's."""
         return Film(
             replace(analysis, original=resize(x.pixels, fit(x.pixels.shape, KEEP_SIDE))),
             {side: resize(x.pixels, side) for side in {self.view(model).working for model in self.get().models}},
@@ -127,6 +129,7 @@ class Networks:
             name,
             hashlib.sha256(np.ascontiguousarray(x.pixels)).hexdigest(),
             datetime.now().astimezone(),
+            key,
         )
 
     def whole(self) -> list[str]:

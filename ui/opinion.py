@@ -1,22 +1,23 @@
-"""The tab for one X-ray: the pictures, the readings, the heatmaps by any explainer, the report; and the quiz."""
+"""The tab for one X-ray: the viewer, the readings beside it, heatmaps by any explainer, the report; and the quiz."""
 
 import base64
 import io
 import json
 import logging
+import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from manet_core import WeightsError, XRay, XRayError
 from manet_core.explain import DEFAULT, get_explainer
 from manet_core.phantom import phantom
-from manet_core.preprocess import resize
 from manet_core.report import save_report
 from manet_core.tasks import get_task
 
-from . import render
-from .networks import ANALYSES, EXPLANATIONS, KEEP_SIDE, Film, Networks
+from . import render, viewer
+from .networks import ANALYSES, EXPLANATIONS, Film, Networks
 from .newest import Newest, Superseded
 from .startup import gr
 from .uploads import Uploads
@@ -24,27 +25,27 @@ from .uploads import Uploads
 PHANTOMS = {"Clear lungs": (0, 0.0), "Faint shadow": (1, 0.5), "Dense shadow": (2, 1.0)}  # name: (seed, opacity)
 KEEP_S = 1800  # seconds for which a result waits for another class to be chosen, or for a report
 LONGEST_NOTE = 600  # characters
-_WINDOW = """
-(centre, width, inverted) => {
-  const slope = (inverted ? -1 : 1) / width;
-  for (const channel of document.querySelectorAll('#window feComponentTransfer > *')) {
-    channel.setAttribute('slope', slope);
-    channel.setAttribute('intercept', 0.5 - slope * centre);
-  }
-  const changed = [inverted ? 'inverted' : '', centre == 0.5 && width == 1 ? '' : 'windowed'].filter(Boolean);
-  const style = document.querySelector('.gradio-container').style;
-  style.setProperty('--window', changed.length ? `"${changed.join(', ')}"` : 'none');
-  style.setProperty('--window-badge', changed.length ? 'var(--amber)' : 'transparent');
-}
-"""
-_FULL_SCREEN = """
-element.addEventListener('click', event => {
-  const picture = event.target.closest('.zoom');
-  if (picture) document.fullscreenElement ? document.exitFullscreen() : picture.requestFullscreen();
-});
-"""
 _FAILED = "The analysis failed, and the server’s log says why; try another picture."
 _PRIVATE = {"api_visibility": "private"}
+
+
+@dataclass
+class Shelf:
+    """The films of a page that can be shown again.
+
+    Attributes:
+        films: {key: film}, no more than the viewer has.
+        unread: keys of those that a student has still to read.
+    """
+
+    films: OrderedDict[str, Film] = field(default_factory=OrderedDict)
+    unread: set[str] = field(default_factory=set)
+
+    def put(self, film: Film) -> None:
+        """Add a film, or what is now known of it."""
+        self.films[film.key] = film
+        while len(self.films) > viewer.KEPT:
+            self.unread.discard(self.films.popitem(last=False)[0])
 
 
 class OpinionTab:
@@ -71,6 +72,7 @@ class OpinionTab:
     def _draw(self) -> None:
         tasks = self.networks.tasks()
         self.score = gr.State((0, 0))  # of “read first”: agreements with the networks, X-rays read
+        self.shelf = gr.State(Shelf(), time_to_live=KEEP_S)
         with gr.Row(equal_height=True, elem_id="top"):
             self.drop = gr.File(label="X-ray", show_label=False, height=76, scale=3, elem_id="drop")
             with gr.Column(scale=2, elem_classes="phantoms"):
@@ -79,26 +81,18 @@ class OpinionTab:
                 with gr.Row(equal_height=True):
                     self.phantoms = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
                 self.quiz = gr.Checkbox(label="Read first, then see the networks’ predictions", container=False)
-        self.families = gr.CheckboxGroup(
-            [(get_task(name).title, name) for name in tasks], value=tasks[:1], label="Networks that answer",
-            visible=len(tasks) > 1, elem_id="families",
-        )  # fmt: skip
-        self.status = _html(elem_id="status", elem_classes="told")
-        self.read = _html(elem_id="read", elem_classes="told")
-        with gr.Row(visible=False, equal_height=True) as self.quiz_panel:
-            self.guess = gr.Radio([], label="What do you see? Then the networks’ predictions appear.", elem_id="quiz")
-        self.verdict = _html(elem_id="verdict", elem_classes="told")
-        with gr.Column(visible=False) as self.headline:
-            self.withheld = _html(elem_id="withheld", elem_classes="told")
-            self.anyway = gr.Button("Show the networks’ answers anyway", size="sm", elem_id="anyway")
-            with gr.Column() as self.claim:
-                self.summary = _html(elem_id="summary")
-        self.pictures = _html(render.EMPTY, elem_id="pictures", js_on_load=_FULL_SCREEN)
+        with gr.Row(elem_id="desk"):
+            with gr.Column(scale=1, elem_id="film-side"):
+                self.viewer = _html(viewer.shell(), elem_id="viewer", js_on_load=viewer.SCRIPT)
+                # Not outputs of the viewer itself, which would be drawn anew and lose its view.
+                self.film, self.layers = (
+                    gr.HTML("", html_template="", js_on_load=viewer.COURIER.format(name), elem_classes="courier")
+                    for name in ("film", "layers")
+                )
+            with gr.Column(scale=0, min_width=372, elem_id="reading-side"):
+                self._draw_reading(tasks)
         with gr.Column(visible=False) as self.result:
             self.limits = _html()
-            self._draw_controls()
-            self.progress = _html(elem_id="explaining", elem_classes="told")
-            self.cards = _html(elem_id="cards", js_on_load=_FULL_SCREEN)
             self.notes = _html(elem_id="notes")
             with gr.Accordion("Report on one page", open=False, elem_id="report"):
                 self.note = gr.Textbox(
@@ -108,81 +102,62 @@ class OpinionTab:
                     self.save = {kind: gr.Button(f"Save as {kind.upper()}", size="sm") for kind in ("pdf", "png")}
                 self.saved = _html(elem_id="saved")
 
-    def _draw_controls(self) -> None:
-        with gr.Row(equal_height=True):
-            self.explain = gr.Radio(
-                render.choices([]), value=render.PREDICTED, label="Heatmaps of", scale=6, elem_id="explain"
-            )
-            self.explainer = gr.Dropdown(
-                render.explainer_choices(),
-                value=DEFAULT, label="Method", min_width=150, scale=2, elem_id="explainer",
-            )  # fmt: skip
-            self.opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity", min_width=170, scale=2, buttons=[])
-        with gr.Accordion("Window, colours, scale", open=False, elem_id="view"):
-            with gr.Row(equal_height=True):
-                self.centre = gr.Slider(0, 1, 0.5, step=0.01, label="Window centre", buttons=[])
-                self.width = gr.Slider(0.05, 2, 1, step=0.01, label="Window width", buttons=[])
-                self.inverted = gr.Checkbox(label="Invert the X-ray", min_width=120)
-                self.outlined = gr.Checkbox(label="Show the mask’s outline", min_width=120)
-                self.on_lungs = gr.Checkbox(label="Heatmaps over the lungs alone", min_width=120)
-            with gr.Row(equal_height=True):
-                self.colours = gr.Radio(render.COLOUR_MAPS, value=render.COLOUR_MAP, label="Colours of heatmaps")
-                self.scale = gr.Radio(render.SCALES, value=render.OWN, label="Scale of heatmaps")
+    def _draw_reading(self, tasks: list[str]) -> None:
+        """The column beside the film."""
+        self.status = _html(elem_id="status", elem_classes="told")
+        with gr.Column(visible=False) as self.quiz_panel:
+            self.guess = gr.Radio([], label="What do you see? Then the networks’ predictions appear.", elem_id="quiz")
+        self.verdict = _html(elem_id="verdict", elem_classes="told")
+        with gr.Column(visible=False, elem_id="headline") as self.headline:
+            self.withheld = _html(elem_id="withheld", elem_classes="told")
+            self.anyway = gr.Button("Show the networks’ answers anyway", size="sm", elem_id="anyway")
+            with gr.Column() as self.claim:
+                self.summary = _html(elem_id="summary")
+                self.readings = _html(elem_id="readings")
+                self.explainer = gr.Dropdown(
+                    render.explainer_choices(), value=DEFAULT, label="Method of heatmaps", elem_id="explainer"
+                )
+                self.progress = _html(elem_id="explaining", elem_classes="told")
+        self.families = gr.CheckboxGroup(
+            [(get_task(name).title, name) for name in tasks], value=tasks[:1], label="Networks that answer",
+            visible=len(tasks) > 1, elem_id="families",
+        )  # fmt: skip
+        self.read = _html(elem_id="read", elem_classes="told")
 
     def connect(self, others: list[gr.Tab]) -> None:
         """Let the tab answer; `others` are the page's other tabs, locked while a student reads first."""
         self._others = others
-        view = [self.explain, self.colours, self.scale]  # the fields of render.View
         gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
             [self.drop.upload, *(button.click for button in self.phantoms.values())],
             None, None, self.status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
             trigger_mode="multiple", **_PRIVATE,
         )  # fmt: skip
+        quick = {"queue": False, "show_progress": "hidden"} | _PRIVATE
         answers = [
-            self.found, self.summary, self.limits, self.explain, self.explainer, self.progress, self.cards, self.notes,
+            self.found, self.shelf, self.summary, self.readings, self.limits, self.explainer, self.progress, self.notes,
             self.guess,
         ]  # fmt: skip
-        revealed = [self.pictures, self.headline, self.withheld, self.anyway, self.claim, self.result]
-        shown = [
-            self.drop, self.status, self.read, self.verdict, self.saved, self.quiz_panel, self.centre, self.width,
-            self.inverted, *answers, *revealed, *others,
-        ]  # fmt: skip
-        event = {"outputs": shown, "show_progress": "hidden"} | _PRIVATE | ANALYSES
-        options = [self.found, self.quiz, self.families, self.explainer, *view]
+        revealed = [self.layers, self.headline, self.withheld, self.anyway, self.claim, self.result]
+        told = [self.status, self.read, self.verdict, self.saved, self.quiz_panel, *answers, *revealed, *others]
+        event = {"outputs": [self.drop, self.film, *told], "show_progress": "hidden"} | _PRIVATE | ANALYSES
+        options = [self.found, self.shelf, self.quiz, self.families, self.explainer]
         self.drop.upload(self._answer_upload, [self.drop, *options], preprocess=False, trigger_mode="multiple", **event)
         for name, button in self.phantoms.items():
             button.click(self._answer_phantom(name), options, **event)
+        self.viewer.submit(self._open, self.shelf, told, trigger_mode="always_last", **quick)
         self.guess.input(
-            self._reveal, [self.found, self.guess, self.score],
-            [self.quiz_panel, self.verdict, self.score, *revealed, *others], queue=False, show_progress="hidden",
-            **_PRIVATE,
+            self._reveal, [self.found, self.shelf, self.guess, self.score],
+            [self.quiz_panel, self.verdict, self.score, *revealed, *others], **quick,
         )  # fmt: skip
-        self.anyway.click(
-            lambda: (gr.update(visible=False), gr.update(visible=True), gr.update(visible=True)), None,
-            [self.anyway, self.claim, self.result], queue=False, show_progress="hidden", **_PRIVATE,
-        )  # fmt: skip
+        self.anyway.click(self._show_anyway, self.found, [self.anyway, self.claim, self.result, self.layers], **quick)
         gr.on(
-            [control.input for control in view], self._redraw, [self.found, *view], self.cards, queue=False,
-            show_progress="hidden", trigger_mode="always_last", **_PRIVATE,
-        )  # fmt: skip
-        gr.on(
-            [self.explainer.input, self.families.input], self._ask, [self.found, self.families, self.explainer, *view],
-            answers, show_progress="hidden", trigger_mode="multiple", **_PRIVATE, **EXPLANATIONS,
+            [self.explainer.input, self.families.input], self._ask,
+            [self.found, self.shelf, self.families, self.explainer], [*answers, self.layers],
+            show_progress="hidden", trigger_mode="multiple", **_PRIVATE, **EXPLANATIONS,
         )  # fmt: skip
         for kind, button in self.save.items():
             made = button.click(self._report(kind), [self.found, self.note], self.saved, queue=False, **_PRIVATE)
             made.then(None, js="() => document.querySelector('#saved a')?.click()", **_PRIVATE)
-        self._connect_browser()
-
-    def _connect_browser(self) -> None:
-        """What needs no server: opacity, window, outline."""
-        only = {"fn": None} | _PRIVATE
-        window = [self.centre, self.width, self.inverted]
-        self.opacity.input(inputs=self.opacity, js=_sets("--heat"), **only)
-        gr.on([control.change for control in window], inputs=window, js=_WINDOW, **only)
-        self.outlined.input(inputs=self.outlined, js=_sets("--outline", "value ? 'block' : 'none'"), **only)
-        under = "value ? 'var(--lungs)' : 'var(--whole)'"
-        self.on_lungs.input(inputs=self.on_lungs, js=_sets("--under", under), **only)
 
     def check_weights(self) -> str:
         """For the status line of a page that was just opened: a sentence where weights are missing."""
@@ -193,36 +168,35 @@ class OpinionTab:
         return gr.skip()
 
     def _answer_upload(
-        self, file: dict, film: Film | None, quiz: bool, families: list[str], explainer: str, explain: str,
-        colours: str, scale: str, request: gr.Request,
+        self, file: dict, film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str,
+        request: gr.Request,
     ) -> Iterator[dict]:  # fmt: skip
-        name, view = Path(str((file or {}).get("orig_name") or "")).name, render.View(explain, colours, scale)
+        name = Path(str((file or {}).get("orig_name") or "")).name
         yield from self._answer(
-            lambda: self.uploads.read(file), name, film, quiz, families, explainer, view, request.session_hash
+            lambda: self.uploads.read(file), name, film, shelf, quiz, families, explainer, request.session_hash
         )
 
     def _answer_phantom(self, name: str) -> Callable:
         seed, opacity = PHANTOMS[name]
 
         def answer(
-            film: Film | None, quiz: bool, families: list[str], explainer: str, explain: str, colours: str, scale: str,
-            request: gr.Request,
-        ) -> Iterator[dict]:  # fmt: skip
-            drawn, view = f"phantom, {name.lower()}", render.View(explain, colours, scale)
+            film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str, request: gr.Request
+        ) -> Iterator[dict]:
+            drawn = f"phantom, {name.lower()}"
             yield from self._answer(
-                lambda: phantom(seed=seed, opacity=opacity), drawn, film, quiz, families, explainer, view,
+                lambda: phantom(seed=seed, opacity=opacity), drawn, film, shelf, quiz, families, explainer,
                 request.session_hash,
             )  # fmt: skip
 
         return answer
 
     def _answer(
-        self, read: Callable[[], XRay], name: str, before: Film | None, quiz: bool, families: list[str],
-        explainer: str, view: render.View, session: str,
+        self, read: Callable[[], XRay], name: str, before: Film | None, shelf: Shelf, quiz: bool, families: list[str],
+        explainer: str, session: str,
     ) -> Iterator[dict]:  # fmt: skip
         """What the page shows, stage by stage, of the X-ray that `read` returns; `before` it, another was shown."""
         yield {self.status: render.stage("Reading the picture …")}
-        x, sentence = None, _FAILED
+        x, sentence, key = None, _FAILED, uuid.uuid4().hex
         try:
             x = read()
         except XRayError as error:
@@ -238,7 +212,7 @@ class OpinionTab:
             self.drop: None,
             self.status: render.stage("Loading the models …"),
             self.read: "",
-            self.pictures: render.film(resize(x.pixels, render.fit(x.pixels.shape, KEEP_SIDE)), x.pixels.shape),
+            self.film: viewer.film_text(x, key, name),
             self.headline: gr.update(visible=False),
             self.result: gr.update(visible=False),
             self.quiz_panel: gr.update(visible=False),
@@ -246,22 +220,21 @@ class OpinionTab:
             self.progress: "",
             self.found: None,
             self.saved: "",
-            self.centre: 0.5,
-            self.width: 1,
-            self.inverted: False,
         }
         try:
             models = self._models(families)
             yield {self.status: render.stage(f"Segmenting the lungs and running {len(models)} networks …")}
             analysis = self.networks.analyze(x, models=models, explainer=self._at_once(explainer, models))
-            film = self.networks.keep(x, analysis, name)
+            film = self.networks.keep(x, analysis, name, key)
         except (XRayError, WeightsError) as error:
             yield self._failure(str(error))
         except Exception:
             logging.exception("The analysis failed.")
             yield self._failure(_FAILED)
         else:
-            yield self._shown(film, quiz, view)
+            if quiz and analysis.tasks:
+                shelf.unread.add(key)
+            yield self._shown(film, shelf)
 
     def _models(self, families: list[str]) -> list[str]:
         """The networks of the chosen families; all of them where there is nothing to choose."""
@@ -269,33 +242,42 @@ class OpinionTab:
         return networks.of_tasks(families) if len(networks.tasks()) > 1 else networks.get().models
 
     def _failure(self, sentence: str) -> dict:
-        refused = {self.status: render.alert("Not analysed", [sentence]), self.pictures: render.EMPTY}
-        return refused | self._locked(False)
+        return {self.status: render.alert("Not analysed", [sentence])} | self._locked(False)
 
     def _at_once(self, name: str, models: list[str]) -> str:
         """This explainer, if it suits all these networks and is fast: minutes are spent only when asked for."""
         suits = self.networks.suited(name, models) == models
         return name if suits and not get_explainer(name).slow else DEFAULT
 
-    def _shown(self, film: Film, quiz: bool, view: render.View) -> dict:
-        quiz = quiz and bool(film.analysis.tasks)
+    def _open(self, shelf: Shelf, event: gr.EventData) -> dict:
+        """Show one of the page's last films again."""
+        film = shelf.films.get(str(event.film))
+        if film is None:
+            expired = render.alert("The result has expired", ["Drop the X-ray again."])
+            hidden = {part: gr.update(visible=False) for part in (self.headline, self.result, self.quiz_panel)}
+            return {self.status: expired, self.read: "", self.verdict: "", self.found: None} | hidden
+        return self._shown(film, shelf) | {self.verdict: "", self.saved: ""}
+
+    def _shown(self, film: Film, shelf: Shelf) -> dict:
+        """A film and what is said of it, as far as it may be seen."""
+        unread = film.key in shelf.unread
+        hidden = {part: gr.update(visible=False) for part in (self.headline, self.result)}
         return (
-            self._answers(film, view)
+            self._answers(film, shelf)
             | {
                 self.status: _warnings(film),
                 self.read: render.provenance(film.name, film.read_at, film.sha256),
-                self.quiz_panel: gr.update(visible=quiz),
+                self.quiz_panel: gr.update(visible=unread),
             }
-            | self._locked(quiz)
-            | ({} if quiz else self._revealed(film))
+            | self._locked(unread)
+            | (hidden if unread else self._revealed(film))
         )
 
     def _revealed(self, film: Film) -> dict:
         """The masks, and what the networks say, or why that is withheld."""
         analysis = film.analysis
-        pictures = render.pictures(analysis.original, film.shape, analysis.segmentation, self.networks.whole())
         return {
-            self.pictures: pictures,
+            self.layers: self._layers(film, analysis.reliable),
             self.headline: gr.update(visible=True),
             self.withheld: render.withheld(analysis.withheld),
             self.anyway: gr.update(visible=not analysis.reliable),
@@ -303,32 +285,37 @@ class OpinionTab:
             self.result: gr.update(visible=analysis.reliable),
         }
 
+    def _layers(self, film: Film, heatmaps: bool) -> str:
+        return viewer.layers_text(film, self.networks.whole(), heatmaps)
+
+    def _show_anyway(self, film: Film | None) -> dict:
+        shown = {self.anyway: gr.update(visible=False)}
+        shown |= {part: gr.update(visible=True) for part in (self.claim, self.result)}
+        return shown if film is None else shown | {self.layers: self._layers(film, True)}
+
     def _locked(self, locked: bool) -> dict:
         """The other tabs, which show the networks' predictions too."""
         return {tab: gr.update(interactive=not locked) for tab in self._others}
 
-    def _answers(self, film: Film, view: render.View) -> dict:
+    def _answers(self, film: Film, shelf: Shelf) -> dict:
         """What the networks say of a film."""
+        shelf.put(film)
         analysis, task = film.analysis, render.reading_task(film.analysis)
-        choices = render.choices(analysis.tasks)
-        if view.explain not in dict(choices).values():
-            view = replace(view, explain=render.PREDICTED)
         return {
             self.found: film,
+            self.shelf: shelf,
             self.summary: render.summary(analysis),
+            self.readings: render.readings(analysis),
             self.limits: render.limits(analysis),
-            self.explain: gr.update(choices=choices, value=view.explain),
             self.explainer: analysis.explainer,
             self.progress: "",
-            self.cards: render.cards(analysis, view),
             self.notes: render.notes(analysis),
-            self.guess: gr.update(choices=render.choices([task.name])[1:] if task else [], value=None),
+            self.guess: gr.update(choices=render.choices(task) if task else [], value=None),
         }
 
     def _ask(
-        self, film: Film | None, families: list[str], name: str, explain: str, colours: str, scale: str,
-        request: gr.Request,
-    ) -> Iterator[dict]:  # fmt: skip
+        self, film: Film | None, shelf: Shelf, families: list[str], name: str, request: gr.Request
+    ) -> Iterator[dict]:
         """Other heatmaps of the X-ray that is shown, or what further networks say of it."""
         if film is None:
             yield {self.progress: render.alert("The result has expired", ["Drop the X-ray again."])}
@@ -360,7 +347,8 @@ class OpinionTab:
             logging.exception("The explanation failed.")
             yield self._unexplained(film, name, "They could not be computed, and the server’s log says why.")
             return
-        yield self._answers(film, render.View(explain, colours, scale))
+        answers = self._answers(film, shelf)
+        yield answers if film.key in shelf.unread else answers | {self.layers: self._layers(film, True)}
 
     def _unexplained(self, film: Film, name: str, sentence: str) -> dict:
         return {
@@ -368,22 +356,18 @@ class OpinionTab:
             self.explainer: film.analysis.explainer,
         }
 
-    def _reveal(self, film: Film | None, guess: str, score: tuple[int, int]) -> dict:
+    def _reveal(self, film: Film | None, shelf: Shelf, guess: str, score: tuple[int, int]) -> dict:
         if film is None:
             expired = render.alert("The result has expired", ["Drop the X-ray again."])
             return {self.quiz_panel: gr.update(visible=False), self.verdict: expired} | self._locked(False)
         analysis, verdict = film.analysis, ""
+        shelf.unread.discard(film.key)
         task = render.reading_task(analysis)
         if task is not None and analysis.reliable:  # otherwise there is nothing to agree with
             score = (score[0] + (guess in analysis.leading_of(task.name)), score[1] + 1)
             verdict = render.verdict(guess, analysis.votes_of(task.name), score)
         shown = {self.quiz_panel: gr.update(visible=False), self.verdict: verdict, self.score: score}
         return shown | self._locked(False) | self._revealed(film)
-
-    def _redraw(self, film: Film | None, *view: str) -> str:
-        if film is None:
-            return render.alert("The heatmaps have expired", ["Drop the X-ray again to see other classes."])
-        return render.cards(film.analysis, render.View(*view))
 
     def _report(self, kind: str) -> Callable[[Film | None, str], str]:
         name, media = f"MANet.{kind}", {"pdf": "application/pdf", "png": "image/png"}[kind]
@@ -408,8 +392,3 @@ def _warnings(film: Film) -> str:
 
 def _html(value: str = "", **options) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
-
-
-def _sets(variable: str, value: str = "value") -> str:
-    """JavaScript that sets a CSS variable of the page to an expression of a control's `value`."""
-    return f"value => document.querySelector('.gradio-container').style.setProperty('{variable}', {value})"

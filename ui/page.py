@@ -32,7 +32,7 @@ def build(weights: str | Path, upload_folder: str | Path, models: list[str] | No
         demo.state_holder.session_data.pop(request.session_hash, None)
 
     with gr.Blocks(title="MANet", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as demo:
-        gr.HTML(render.HEADER + render.WINDOW, apply_default_css=False)
+        gr.HTML(render.HEADER, apply_default_css=False)
         found = gr.State(time_to_live=KEEP_S)  # the `Film` that the page shows
         with gr.Tabs():
             with gr.Tab("Second opinion"):

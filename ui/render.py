@@ -1,13 +1,10 @@
-"""HTML of the page: the four pictures, the cards, warnings. All text is escaped, all pictures are PNG data URLs.
+"""HTML of the page: the readings, the words around them, warnings. All text is escaped, all pictures are PNG data URLs.
 
-A card's heatmap is a small picture with an alpha channel that the browser lays
-over the X-ray or the segmented lungs: choosing another class, colour map or
-scale sends heatmaps alone; opacity, window and inversion need no server at all.
+Films, masks and heatmaps are drawn by the viewer, see viewer.py.
 """
 
 import base64
 import io
-from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -15,37 +12,22 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_erosion
 
 from manet_core import Analysis, Reading
 from manet_core.explain import get_explainer, list_explainers
-from manet_core.lungs import Lungs, sides
 from manet_core.networks.registry import ATTENTIONS, human_name, split_name
 from manet_core.pipeline import DISCLAIMER
-from manet_core.preprocess import WHOLE, Box, resize
+from manet_core.preprocess import WHOLE
 from manet_core.report import COLOUR_MAP
 from manet_core.tasks import Task, get_task
 
-PREDICTED = "predicted"  # explain what each network predicts, instead of one class
 STYLE = Path(__file__).with_name("style.css")
 
-_CARD_SIDE = 512
-_ACCENT = (108, 197, 217)
 MASKED = ("ma", "nma")  # attentions that are the lung mask itself
 _BY_MASK = {"ma": "MA", "nma": "MA", "guided": "guidance by the mask", "e2e": "its own mask"}  # what dims the outside
-COLOUR_MAPS = [COLOUR_MAP, "viridis", "cividis", "jet"]  # jet only to compare with papers: it invents edges
-OWN, SHARED = "own", "shared"
-SCALES = [("each panel its own", OWN), ("one for all panels", SHARED)]
-_COLOURS = {
-    name: (matplotlib.colormaps[name](np.arange(256)) * 255).round().astype(np.uint8) for name in COLOUR_MAPS
-}  # (256, 4) each
-_STOPS = [0, 32, 64, 96, 128, 160, 192, 224, 255]
+_SHORT = {"": "plain", "ma": "MA", "nma": "nMA", "cbam": "CBAM", "e2e": "end to end"}  # for the head of a narrow column
+_COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256)) * 255).round().astype(np.uint8)  # (256, 4)
 _ALPHA = bytes(np.minimum(255, np.arange(256) * 2).astype(np.uint8))  # the cold half fades, so that the X-ray shows
-
-WINDOW = """
-<svg class="unseen" aria-hidden="true"><filter id="window" color-interpolation-filters="sRGB"><feComponentTransfer>
-<feFuncR type="linear"/><feFuncG type="linear"/><feFuncB type="linear"/></feComponentTransfer></filter></svg>
-"""  # grey level -> slope · level + intercept; the page's sliders set both
 
 HEADER = f"""
 <header class="head"><h1>MANet</h1><p>A second opinion for chest X-rays</p>
@@ -54,7 +36,7 @@ HEADER = f"""
 
 EMPTY = """
 <section class="empty">
-<h2>Drop a frontal chest X-ray above</h2>
+<h2>Drop a frontal chest X-ray here, or choose a file above</h2>
 <p>PNG, JPEG, TIFF, BMP, WebP or DICOM, up to 200 MB. The analysis starts by itself and takes some seconds.</p>
 <ol><li><b>Lung segmentation:</b> the lungs are found in the X-ray, the mask is cleaned, and the lungs are cut out.</li>
 <li><b>Classification:</b> each network is shown the lungs alone, or the whole X-ray where its paper has it so, and
@@ -63,28 +45,6 @@ gives each of its classes a probability.</li>
 <p class="small">The X-ray stays on the computer that runs this page. The file is deleted as soon as it is read,
 and no name, date or history is kept.</p>
 </section>
-"""
-
-
-@dataclass(frozen=True)
-class View:
-    """How heatmaps are shown: the class they explain, or `PREDICTED`; a colour map; a scale, `OWN` or `SHARED`.
-
-    Networks whose task lacks the class show what they predict.
-    """
-
-    explain: str = PREDICTED
-    colours: str = COLOUR_MAP
-    scale: str = OWN
-
-
-def legend(view: View) -> str:
-    """What the colours mean."""
-    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b, _ in _COLOURS[view.colours][_STOPS].tolist())
-    strongest = "of the same heatmap; each panel has its own scale" if view.scale == OWN else "of all panels"
-    return f"""
-<div class="legend"><span>weakest</span><i style="background:linear-gradient(90deg,{stops})"></i>
-<span>strongest place {strongest}</span></div>
 """
 
 
@@ -137,10 +97,10 @@ def data_url(picture: np.ndarray | Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def heat_picture(heatmap: np.ndarray, colours: str = COLOUR_MAP) -> Image.Image:
-    """A heatmap (h, w) in [0, 1] in one of `COLOUR_MAPS`, the lower the more transparent."""
+def heat_picture(heatmap: np.ndarray) -> Image.Image:
+    """A heatmap (h, w) in [0, 1] in colours, the lower the more transparent."""
     picture = Image.fromarray((heatmap * np.float32(255)).round().astype(np.uint8), "L")
-    picture.putpalette(_COLOURS[colours][:, :3].tobytes(), "RGB")
+    picture.putpalette(_COLOURS[:, :3].tobytes(), "RGB")
     picture.info["transparency"] = _ALPHA
     return picture
 
@@ -149,65 +109,6 @@ def fit(shape: tuple[int, int], side: int) -> tuple[int, int]:
     """Height and width of a picture of `shape`, scaled down to at most `side` pixels, never up."""
     scale = min(1.0, side / max(shape))
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-
-
-def outline(mask: np.ndarray) -> Image.Image:
-    """The outline of a mask (H, W) bool in the accent colour, transparent elsewhere."""
-    edge = mask ^ binary_erosion(mask, iterations=max(1, max(mask.shape) // 250))
-    picture = Image.fromarray(edge.astype(np.uint8), "P")
-    picture.putpalette(bytes([0, 0, 0, *_ACCENT]), "RGB")
-    picture.info["transparency"] = bytes([0, 255])
-    return picture
-
-
-def film(picture: np.ndarray, shape: tuple[int, int]) -> str:
-    """The X-ray alone, before the networks answer.
-
-    Args:
-        picture: it, (h, w) float32 in [0, 1], at the size at which it is shown.
-        shape: its own (H, W).
-    """
-    return _stages(picture, [("Original", "{1}×{0} pixels".format(*shape), picture, "radiograph")])
-
-
-def pictures(picture: np.ndarray, shape: tuple[int, int], lungs: Lungs, whole: list[str]) -> str:
-    """The four pictures side by side, and what lies under the cards' heatmaps.
-
-    Args:
-        picture, shape: as `film` has them.
-        lungs: the masks.
-        whole: networks that are shown the whole X-ray; all others are shown the lungs alone.
-    """
-    size = picture.shape
-    raw, cleaned = lungs.raw_at(size), lungs.at(size)
-    right, left = (side.mean() for side in sides(lungs.cleaned))
-    area = f"area {right + left:.0%} (right {right:.0%}, left {left:.0%})"
-    but = f"; the whole X-ray is shown to {', '.join(map(_called, whole))}" if whole else ""
-    four = [
-        ("Original", "{1}×{0} pixels".format(*shape), picture, "radiograph"),
-        ("Predicted mask", "as the network gives it", raw, ""),
-        ("Post-processed mask", f"cleaned; {area}", cleaned, ""),
-        ("Segmented lungs", escape(f"what the classifiers are shown{but}"), picture * cleaned, "radiograph"),
-    ]
-    return _stages(picture, four, cleaned)
-
-
-def _stages(picture: np.ndarray, shown: list[tuple[str, str, np.ndarray, str]], mask: np.ndarray | None = None) -> str:
-    """Figures (title, note, picture, CSS class) of one X-ray, the mask's outline over the first of them."""
-    (height, width), small = picture.shape, fit(picture.shape, _CARD_SIDE)
-    drawn, under = "", [f"--whole:url({data_url(resize(picture, small))})"]
-    if mask is not None:
-        drawn = f'<img class="outline" src="{data_url(outline(mask))}" alt="">'
-        under.append(f"--lungs:url({data_url(resize(picture * mask, small))})")
-    figures = "".join(
-        f'<figure><button class="zoom" title="Full screen, on and off"><span><img class="{kind}" '
-        f'src="{data_url(stage)}" width="{width}" height="{height}" alt="{title} ({note})">'
-        f"{drawn if number == 0 else ''}</span></button>"
-        f"<figcaption><b>{title}</b> {note}</figcaption></figure>"
-        for number, (title, note, stage, kind) in enumerate(shown)
-    )
-    style = f"<style>.gradio-container{{--ratio:{width / height:.4f};{';'.join(under)}}}</style>"
-    return f'{style}<section class="pictures" aria-label="Pictures of the X-ray">{figures}</section>'
 
 
 def shown_name(name: str) -> str:
@@ -223,15 +124,14 @@ def titles(model: str) -> tuple[str, str, str]:
         return model, ATTENTIONS[""], ""
 
 
-def _called(model: str) -> str:
+def called(model: str) -> str:
     backbone, attention, key = titles(model)
     return f"{backbone} ({attention})" if key else backbone
 
 
-def choices(tasks: list[str]) -> list[tuple[str, str]]:
-    """(label, value) of what heatmaps can explain: the predictions, or a class of any of `tasks`."""
-    names = dict.fromkeys(name for task in tasks for name in get_task(task).classes)
-    return [("Each network’s prediction", PREDICTED), *((shown_name(name), name) for name in names)]
+def choices(task: Task) -> list[tuple[str, str]]:
+    """(label, value) of the classes of a task."""
+    return [(shown_name(name), name) for name in task.classes]
 
 
 def explainer_choices() -> list[tuple[str, str]]:
@@ -296,35 +196,70 @@ def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:
     )
 
 
-def cards(analysis: Analysis, view: View) -> str:
-    """The legend, then for each task one card a network: a row for each backbone, a column for each attention."""
-    several = len(analysis.tasks) > 1
-    html = legend(view)
+def claimed(analysis: Analysis) -> str:
+    """What the networks say, in a few words without markup."""
+    if analysis.withheld:
+        return "No reliable reading"
+    claims = []
     for name in analysis.tasks:
-        task = get_task(name)
-        html += f'<h2 class="task">{escape(task.title)} <span>{escape(task.paper)}</span></h2>' if several else ""
-        html += _grid(task, analysis.readings_of(name), view, least=3 if several else 1)
-    return html
+        votes, count = analysis.votes_of(name), len(analysis.readings_of(name))
+        claims.append(", ".join(f"{shown_name(c)} by {n} of {count}" for c, n in votes.items()) or "no finding")
+    return "; ".join(claims)
 
 
-def _grid(task: Task, readings: dict[str, Reading], view: View, least: int) -> str:
-    """The cards of one task in columns of at least `least`, so that those of several tasks have one size."""
-    rows, columns = [], list(ATTENTIONS)
-    used = sorted({columns.index(titles(model)[2]) for model in readings})
-    explained = {m: view.explain if view.explain in task.classes else r.predicted for m, r in readings.items()}
-    highest = max((r.peaks[explained[model]] for model, r in readings.items()), default=0)
-    body = ""
-    for model, reading in readings.items():
-        backbone, _, attention = titles(model)
-        if backbone not in rows:
-            rows.append(backbone)
-        place = (rows.index(backbone) + 1, used.index(columns.index(attention)) + 1)
-        heatmap = reading.heatmaps[explained[model]]
-        if view.scale == SHARED and highest > 0:
-            heatmap = heatmap * np.float32(reading.peaks[explained[model]] / highest)
-        body += _card(model, reading, explained[model], heat_picture(heatmap, view.colours), place)
-    label = f"Readings: {escape(task.title)}"
-    return f'<section class="cards" style="--columns:{max(least, len(used))}" aria-label="{label}">{body}</section>'
+def readings(analysis: Analysis) -> str:
+    """For each task a table of probabilities: a row for each class, a column for each network.
+
+    Each is a button that has the viewer show the heatmap of that class by that network; those at the head, of what
+    the network predicts.
+    """
+    several = len(analysis.tasks) > 1
+    return "".join(_readings(get_task(name), analysis.readings_of(name), several) for name in analysis.tasks)
+
+
+def _readings(task: Task, readings: dict[str, Reading], titled: bool) -> str:
+    backbones = {titles(model)[0] for model in readings}
+    title = escape(task.title) if titled else "Probabilities"
+    if len(backbones) == 1:
+        title += f" by {escape(*backbones)}"
+    paper = f" <span>{escape(task.paper)}</span>" if titled else ""
+    head, body = "", ""
+    for model in readings:
+        backbone, attention, key = titles(model)
+        short = escape(_SHORT.get(key, attention))
+        short = short if len(backbones) == 1 else f"{escape(backbone)}<br>{short}"
+        says = f"{escape(backbone)}, {escape(attention)}: heatmap of what it predicts"
+        head += (
+            f'<th scope="col"><button data-network="{escape(model)}" aria-pressed="false" title="{says}" '
+            f'tabindex="-1">{short}</button></th>'
+        )
+    for name in task.classes:
+        cells = "".join(_probability(model, reading, name) for model, reading in readings.items())
+        body += f'<tr><th scope="row">{escape(shown_name(name))}</th>{cells}</tr>'
+    return f"""
+<table class="readings"><caption>{title}{paper}</caption>
+<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"""
+
+
+def _probability(model: str, reading: Reading, name: str) -> str:
+    probability, top = reading.probabilities[name], ' class="top"' if name in reading.present else ""
+    backbone, attention, _ = titles(model)
+    says = f"{escape(backbone)}, {escape(attention)}: heatmap of {escape(shown_name(name))}"
+    return (
+        f'<td{top}><button data-network="{escape(model)}" data-name="{escape(name)}" aria-pressed="false" '
+        f'title="{says}" tabindex="-1" style="--share:{probability:.1%}">{probability:.1%}</button></td>'
+    )
+
+
+def figures(model: str, reading: Reading, name: str) -> str:
+    """What is told of a network's heatmap of a class."""
+    peak, in_lung, (right, left), key = (
+        reading.peaks[name], reading.in_lung[name], reading.in_sides[name], titles(model)[2],
+    )  # fmt: skip
+    if peak <= 0:
+        return "empty, no evidence for this class anywhere"
+    told = f"raw peak {peak:.3g}, {in_lung:.0%} in lung (right {right:.0%}, left {left:.0%})"
+    return told + (f", with {_BY_MASK[key]} partly by construction" if key in _BY_MASK else "")
 
 
 def notes(analysis: Analysis) -> str:
@@ -344,41 +279,3 @@ lung in what that feature covers: what lies outside the lungs is dimmed, and rem
 at all (the pyramid under “Compare attention” counts these places). The share is thus high partly by construction, no
 proof of better reasoning, and a heatmap may still peak in a corner.</p></div>
 """
-
-
-def placed(box: Box) -> str:
-    """CSS that puts a heatmap where on the X-ray it belongs."""
-    top, left, bottom, right = (100 * edge for edge in box)
-    return f"top:{top:.2f}%;left:{left:.2f}%;width:{right - left:.2f}%;height:{bottom - top:.2f}%"
-
-
-def _card(model: str, reading: Reading, name: str, heat: Image.Image, place: tuple[int, int]) -> str:
-    backbone, attention, key = titles(model)
-    peak, in_lung, (right, left) = reading.peaks[name], reading.in_lung[name], reading.in_sides[name]
-    figures = f"raw peak {peak:.3g}, {in_lung:.0%} in lung (right {right:.0%}, left {left:.0%})"
-    if key in _BY_MASK:
-        figures += f", with {_BY_MASK[key]} partly by construction"
-    if peak <= 0:
-        figures = "empty, no evidence for this class anywhere"
-    rows = "".join(_bar(c, p, c in reading.present) for c, p in reading.probabilities.items())
-    found = ", ".join(
-        f"<b>{escape(shown_name(c))}</b> {reading.probabilities[c]:.1%}"
-        for c in sorted(reading.present, key=reading.probabilities.get, reverse=True)
-    )
-    shown, spoken = escape(shown_name(name)), f"{escape(backbone)}, {escape(attention)}"
-    return f"""
-<article class="card" style="grid-area:{place[0]}/{place[1]}">
-<h3>{escape(backbone)} <span>{"" if attention == "plain" else "+ "}{escape(attention)}</span></h3>
-<p class="verdict">{found or "<b>No finding</b> of 50% or more"}</p>
-<figure><button class="zoom" title="Full screen, on and off"><span class="xray"><img class="heat"
-src="{data_url(heat)}" style="{placed(reading.box)}"
-alt="Heatmap of {shown} by {spoken}, over the X-ray: {figures}"></span></button>
-<figcaption>Heatmap of <b>{shown}</b>: {figures}</figcaption></figure>
-<table><caption class="unseen">Probabilities of {spoken}</caption>{rows}</table>
-</article>"""
-
-
-def _bar(name: str, probability: float, present: bool) -> str:
-    mark = ' class="top"' if present else ""
-    bar = f'<td class="bar" aria-hidden="true"><div><i style="width:{probability:.1%}"></i></div></td>'
-    return f'<tr{mark}><th scope="row">{escape(shown_name(name))}</th>{bar}<td>{probability:.1%}</td></tr>'

@@ -8,13 +8,15 @@ import zlib
 import numpy as np
 
 from .raster import MAX_BYTES, XRayError, check_size, grey
+from .stored import Spacing, Stored
 
 # All that is read of a DICOM header; patient data are never read.
 _PIXEL_TAGS = """
     Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept
     ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenter WindowWidth PresentationLUTShape PixelData
-    FloatPixelData DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
+    FloatPixelData DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths PixelSpacing
+    ImagerPixelSpacing""".split()
 _PALETTE_TAGS = [
     f"{prefix}{colour}PaletteColorLookupTable{suffix}"
     for colour in ("Red", "Green", "Blue")
@@ -32,8 +34,9 @@ def looks_like_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM" or little or big
 
 
-def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
-    """Values (H, W) float32 of a DICOM file, lungs dark, and remarks where its header says another kind of picture.
+def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str], Stored | None, Spacing | None]:
+    """Values (H, W) float32 of a DICOM file, lungs dark; remarks where its header says another kind of picture; its
+    values on their full range; the distance of its pixels.
 
     Raises:
         XRayError: no picture, several, damaged pixels, or a size out of bounds.
@@ -59,20 +62,22 @@ def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str]]:
     remarks = _header_remarks(dataset)
     if stored.ndim == 3:
         values, colour = grey(stored)
-        return values, remarks + colour
+        return values, remarks + colour, Stored.of(values), _spacing(dataset)
 
     padded = _padding(stored, dataset)
     values = _apply_modality(stored.astype(np.float32), dataset)
-    shown = _apply_voi(values, dataset)
+    shown, window = _apply_voi(values, dataset)
     if shown.min() == shown.max() and values.min() != values.max() or not np.isfinite(shown).all():
-        shown = values
+        shown, window = values, None
         remarks.append("The window in the DICOM header does not fit the pixels; the full range of greys is shown.")
     # INVERSE repeats what MONOCHROME1 says (PS3.3 C.8.11.3.1.2) and does not undo it.
-    if dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE":
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
+    full = Stored.of(shown if window is None else values, window, inverted, padded)
+    if inverted:
         np.negative(shown, out=shown)
     if padded is not None:
         shown[padded] = shown.min(where=~padded, initial=np.inf)
-    return shown, remarks
+    return shown, remarks, full, _spacing(dataset)
 
 
 def _read_dataset(data: bytes):
@@ -162,13 +167,16 @@ def _apply_modality(values: np.ndarray, dataset) -> np.ndarray:
     return values
 
 
-def _apply_voi(values: np.ndarray, dataset) -> np.ndarray:
-    """`values` through the first VOI LUT, or else the first window, of PS3.3 C.11.2; `values` where there is none."""
+def _apply_voi(values: np.ndarray, dataset) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """`values` through the first VOI LUT, or else the first window, of PS3.3 C.11.2; `values` where there is none.
+
+    With it come the values that such a window shows darkest and brightest; None of anything but a straight window.
+    """
     if dataset.get("VOILUTSequence"):
-        return _look_up(values.copy(), dataset.VOILUTSequence[0], dataset)
+        return _look_up(values.copy(), dataset.VOILUTSequence[0], dataset), None
     window = [dataset.get(tag) for tag in ("WindowCenter", "WindowWidth")]
     if None in window:
-        return values
+        return values, None
     center, width = (float(np.ravel(numbers)[0]) for numbers in window)
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if function == "LINEAR":
@@ -176,8 +184,8 @@ def _apply_voi(values: np.ndarray, dataset) -> np.ndarray:
     width = max(width, 1e-3)
     shown = (values - np.float32(center)) / np.float32(width)
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * shown))
-    return shown.clip(-0.5, 0.5, out=shown)
+        return 1 / (1 + np.exp(-4 * shown)), None
+    return shown.clip(-0.5, 0.5, out=shown), (center - width / 2, center + width / 2)
 
 
 def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
@@ -194,6 +202,18 @@ def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
     for row in values:
         row[:] = table[np.clip(row - first, 0, len(table) - 1).astype(np.intp)]
     return values
+
+
+def _spacing(dataset) -> Spacing | None:
+    """The distance of pixels, PixelSpacing or else ImagerPixelSpacing; None where the header has no usable one."""
+    for tag in ("PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            rows, columns = (float(number) for number in dataset.get(tag))
+        except (TypeError, ValueError):
+            continue
+        if 0 < rows < 100 and 0 < columns < 100:
+            return Spacing(rows, columns, tag == "ImagerPixelSpacing")
+    return None
 
 
 def _header_remarks(dataset) -> list[str]:

@@ -6,6 +6,8 @@ import sys
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from .stored import Stored
+
 MIN_SIDE = 64
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 200_000_000
@@ -51,8 +53,8 @@ def _open_image(data: bytes) -> Image.Image:
     return image
 
 
-def decode_raster(data: bytes) -> tuple[np.ndarray, list[str]]:
-    """Values (H, W) float32 of an image file, and remarks.
+def decode_raster(data: bytes) -> tuple[np.ndarray, list[str], Stored | None]:
+    """Values (H, W) float32 of an image file, remarks, and the values on their full range.
 
     Raises:
         XRayError: it is no picture of a known kind, or its size is out of bounds.
@@ -63,9 +65,11 @@ def decode_raster(data: bytes) -> tuple[np.ndarray, list[str]]:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.array(image, np.float32)
-        return (-values if white_is_zero else values), []  # Pillow inverts at 1 and 8 bits, not beyond
+        stored = Stored.of(values, inverted=white_is_zero)
+        return (-values if white_is_zero else values), [], stored  # Pillow inverts at 1 and 8 bits, not beyond
     if image.mode in ("1", "L"):
-        return np.array(image.convert("L"), np.float32), []
+        values = np.array(image.convert("L"), np.float32)
+        return values, [], Stored.of(values)
     if image.mode not in ("RGB", "RGBA"):
         has_alpha = image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info
         image = image.convert("RGBA" if has_alpha else "RGB")
@@ -73,7 +77,8 @@ def decode_raster(data: bytes) -> tuple[np.ndarray, list[str]]:
     if rawmode in _LOW_BYTES:
         del image  # 200 MB, if the picture is as large as is read
         samples = _join_bytes(samples, data, rawmode)
-    return grey(samples)
+    values, remarks = grey(samples)
+    return values, remarks, Stored.of(values)
 
 
 # Pillow keeps the high bytes of 16-bit colour only; decoded once more in this order, a file yields the low bytes.

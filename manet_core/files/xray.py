@@ -19,6 +19,7 @@ import numpy as np
 
 from .dicom import decode_dicom, looks_like_dicom
 from .raster import MAX_BYTES, SAVE_AS, XRayError, decode_raster
+from .stored import Spacing, Stored
 
 _LOCK = threading.Lock()
 _LOGGERS = [logging.getLogger(name) for name in ("pydicom", "PIL.Image", "PIL.PngImagePlugin", "PIL.TiffImagePlugin")]
@@ -31,10 +32,14 @@ class XRay:
     Attributes:
         pixels: (H, W) float32 from 0 to 1, stretched to the full range, lungs dark as on film.
         remarks: sentences about the file that a reader of the result should know.
+        stored: what the file holds before any window, for whoever chooses one; None of a picture made otherwise.
+        spacing: the distance of pixels in millimetres; None where the file does not say.
     """
 
     pixels: np.ndarray
     remarks: tuple[str, ...] = ()
+    stored: Stored | None = None
+    spacing: Spacing | None = None
 
 
 def load_xray(source: str | os.PathLike | bytes | BinaryIO) -> XRay:
@@ -53,8 +58,8 @@ def load_xray(source: str | os.PathLike | bytes | BinaryIO) -> XRay:
     try:
         data = _read(source)
         with _quiet():
-            values, remarks = decode_dicom(data) if looks_like_dicom(data) else decode_raster(data)
-            return XRay(_to_unit_range(values), tuple(remarks))
+            values, remarks, *more = decode_dicom(data) if looks_like_dicom(data) else decode_raster(data)
+            return XRay(_to_unit_range(values), tuple(remarks), *more)
     except XRayError as error:
         sentence = str(error)
     except MemoryError:

@@ -1,0 +1,792 @@
+/* The viewer of films: zoom, pan, window, overlays, measures, several films.
+
+   One function body, run by the page once `element`, which holds the HTML of `viewer.SHELL`, is there; `trigger` tells
+   the server something. What it shows comes as two events at the window, each with a JSON text made in viewer.py:
+   `manet-film`, a film's values, as soon as the file is read; `manet-layers`, its mask and heatmaps, when the networks
+   have answered. Neither moves the view.
+
+   A film is drawn by WebGL2, every pane by one call of one shader, which gets the values as 16-bit numbers: zoom,
+   window and overlays are arithmetic at each pixel of the screen. Where there is no WebGL2, `Raster` does the same
+   arithmetic on the processor, at half the screen's resolution. Coordinates: `film` pixels from the film's top left,
+   `screen` CSS pixels from a pane's. The view is shared by all panes: the film's point in the middle, as shares of
+   width and height, and a zoom relative to the whole film's fitting. */
+
+const root = element.querySelector('.viewer');
+const desk = element.closest('#desk') ?? root;
+const find = selector => root.querySelector(selector);
+const stage = find('.stage'), canvas = find('canvas'), marks = find('svg'), labels = find('.labels');
+const COLOURS = Object.fromEntries(Object.entries(JSON.parse(root.dataset.colours))
+  .map(([name, text]) => [name, Uint8Array.from(atob(text), letter => letter.charCodeAt(0))]));  // 256 × (r, g, b)
+const ACCENT = [0.424, 0.773, 0.851];
+const KEPT = Number(root.dataset.kept);  // films
+const MOST_ZOOM = 64;  // CSS pixels for a pixel of the film
+
+const films = new Map();  // key: film, the newest last
+const look = {layout: 'film', mask: false, outline: false, heat: true, lungs: false, opacity: 0.6, colours: 'inferno',
+  scale: 'own', tool: 'pan'};
+const view = {x: 0.5, y: 0.5, zoom: 1};
+let shown = null, beside = null;  // films
+let panes = [];
+
+// --- films -----------------------------------------------------------------------------------------------------------
+
+/** The bytes of a base64 text. */
+const bytes = async text => (await fetch('data:application/octet-stream;base64,' + text)).arrayBuffer();
+
+/** The film and ever smaller copies of it, each half as wide and high, {width, height, values: Uint16Array}. */
+function pyramid(values, width, height) {
+  const levels = [{values, width, height}];
+  while (width > 128 && height > 128) {
+    const [w, h, half] = [width >> 1, height >> 1, new Uint16Array((width >> 1) * (height >> 1))];
+    for (let y = 0, out = 0; y < h; y++) {
+      for (let x = 0, at = 2 * y * width; x < w; x++, at += 2) {
+        half[out++] = (values[at] + values[at + 1] + values[at + width] + values[at + width + 1]) >> 2;
+      }
+    }
+    [values, width, height] = [half, w, h];
+    levels.push({values, width, height});
+  }
+  return levels;
+}
+
+async function receiveFilm(text) {
+  const film = JSON.parse(text);
+  const data = await bytes(film.levels);
+  delete film.levels;
+  const values = film.deep ? new Uint16Array(data) : Uint16Array.from(new Uint8Array(data));
+  Object.assign(film, {pyramid: pyramid(values, film.width, film.height), flipped: false, lines: [], layers: null,
+    window: [...film.start]});
+  let most = 1;
+  for (const value of film.pyramid.at(-1).values) most = Math.max(most, value);
+  film.span = Math.max(most, film.start[1] - film.start[0]);  // of its levels, about
+  films.delete(film.key);
+  films.set(film.key, film);
+  for (const key of [...films.keys()].slice(0, -KEPT)) films.delete(key);
+  root.classList.add('on');
+  open(film);
+}
+
+/** A grey PNG's levels, {width, height, values: Uint8Array}. */
+async function grey(url) {
+  const bitmap = await createImageBitmap(await (await fetch(url)).blob(), {colorSpaceConversion: 'none'});
+  const {width, height} = bitmap, pen = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});
+  pen.drawImage(bitmap, 0, 0);
+  const data = pen.getImageData(0, 0, width, height).data, values = new Uint8Array(width * height);
+  for (let at = 0; at < values.length; at++) values[at] = data[4 * at];
+  return {width, height, values};
+}
+
+async function receiveLayers(text) {
+  const layers = JSON.parse(text), waiting = [];
+  const load = (holder, name) => waiting.push(grey(holder[name]).then(picture => { holder[name] = picture; }));
+  load(layers, 'raw');
+  load(layers, 'mask');
+  for (const network of layers.networks) for (const of of Object.values(network.classes)) load(of, 'heat');
+  await Promise.all(waiting);
+  const film = films.get(layers.film);
+  if (!film) return;
+  const before = film.layers && film.choice;
+  film.layers = layers;
+  const network = layers.networks.find(n => n.name === before?.network) ?? layers.networks[0];
+  film.choice = network && {network: network.name, name: before && network.classes[before.name] ? before.name : null};
+  renderer.forget(film);
+  if (film === shown) arrange();
+  else open(film);  // it is the one whose reading the page tells now
+  drawStrip();
+}
+
+/** The network that is chosen for a film, the class that is explained, and its heatmap. */
+function chosen(film, network = film.layers?.networks.find(n => n.name === film.choice?.network)) {
+  if (!network) return null;
+  const asked = film.choice.name, name = asked in network.classes ? asked : network.predicted;
+  return {network, name, ...network.classes[name]};
+}
+
+/** What a heatmap is multiplied with: 1, or its share of the highest peak among the networks of one task. */
+function gain(film, of) {
+  if (look.scale === 'own') return 1;
+  const peaks = film.layers.networks.filter(n => n.task === of.network.task).map(n => chosen(film, n).peak);
+  return Math.max(...peaks) > 0 ? Math.max(0, of.peak) / Math.max(...peaks) : 1;
+}
+
+// --- what is on the stage --------------------------------------------------------------------------------------------
+
+/** Show a film; a new one is seen whole, and without a measuring tool. */
+function open(film) {
+  shown = film;
+  if (beside === film) beside = null;
+  if (!beside) Object.assign(view, {x: 0.5, y: 0.5, zoom: 1});
+  look.tool = 'pan';
+  arrange();
+  drawStrip();
+  if (!document.activeElement || document.activeElement === document.body) stage.focus({preventScroll: true});
+}
+
+/** Decide which panes there are, and where. */
+function arrange() {
+  if (!shown) return;
+  const film = shown, layers = film.layers, title = of => of && `${of.network.title}: ${of.shown}`;
+  const main = of => ({film: of, kind: 'film', label: beside ? of.name : '', note: of.layers?.claim ?? ''});
+  if (beside) panes = [main(film), main(beside)];
+  else if (look.layout === 'stages' && layers) {
+    panes = [
+      {film, kind: 'film', label: 'Original', note: `${film.columns}×${film.rows} pixels`},
+      {film, kind: 'raw', label: 'Predicted mask', note: 'as the network gives it'},
+      {film, kind: 'mask', label: 'Post-processed mask', note: layers.area},
+      {film, kind: 'lungs', label: 'Segmented lungs', note: layers.seen},
+    ];
+  } else if (look.layout === 'networks' && layers?.networks.length) {
+    panes = layers.networks.map(network => ({film, kind: 'heat', network}));
+  } else panes = [main(film)];
+  for (const pane of panes) {
+    if (pane.kind !== 'heat' && pane.kind !== 'film') continue;
+    pane.of = chosen(pane.film, pane.network);
+    if (pane.kind === 'heat') [pane.label, pane.note] = [title(pane.of), `${pane.of.probability}, ${pane.of.note}`];
+  }
+  labels.replaceChildren(...panes.map(pane => {
+    const label = document.createElement('p'), bold = document.createElement('b');
+    bold.textContent = pane.label;
+    label.append(bold, ' ' + (pane.kind === 'film' && !beside && look.layout !== 'stages' ? '' : pane.note));
+    return label;
+  }));
+  measure();
+}
+
+/** Give every pane its place: as many columns as make the films largest. */
+function measure() {
+  const width = stage.clientWidth, height = stage.clientHeight;
+  if (!shown || !width || !height) return;
+  const ratio = shown.width / shown.height, count = panes.length, gap = 2;
+  let best = [0, 1];
+  for (let columns = 1; columns <= count; columns++) {
+    const side = Math.min(width / columns / ratio, height / Math.ceil(count / columns));
+    if (side > best[0]) best = [side, columns];
+  }
+  const columns = best[1], rows = Math.ceil(count / columns);
+  const wide = (width - gap * (columns - 1)) / columns, high = (height - gap * (rows - 1)) / rows;
+  panes.forEach((pane, number) => {
+    pane.left = (number % columns) * (wide + gap);
+    pane.top = Math.floor(number / columns) * (high + gap);
+    [pane.width, pane.height] = [wide, high];
+    const {style} = labels.children[number];
+    [style.left, style.top, style.maxWidth] = [`${pane.left}px`, `${pane.top}px`, `${wide}px`];
+  });
+  const ratioOfScreen = devicePixelRatio * renderer.resolution;
+  [canvas.width, canvas.height] = [Math.round(width * ratioOfScreen), Math.round(height * ratioOfScreen)];
+  marks.setAttribute('viewBox', `0 0 ${width} ${height}`);
+  redraw();
+}
+
+const fit = pane => Math.min(pane.width / pane.film.width, pane.height / pane.film.height);
+const scaleOf = pane => fit(pane) * view.zoom;  // CSS pixels for a pixel of the film as it was sent
+const toFilm = (pane, [x, y]) => [
+  view.x * pane.film.width + (x - pane.left - pane.width / 2) / scaleOf(pane),
+  view.y * pane.film.height + (y - pane.top - pane.height / 2) / scaleOf(pane),
+];
+const toScreen = (pane, [x, y]) => [
+  pane.left + pane.width / 2 + (x - view.x * pane.film.width) * scaleOf(pane),
+  pane.top + pane.height / 2 + (y - view.y * pane.film.height) * scaleOf(pane),
+];
+const paneAt = ([x, y]) => panes.find(pane =>
+  x >= pane.left && x < pane.left + pane.width && y >= pane.top && y < pane.top + pane.height);
+const within = (low, value, high) => Math.min(high, Math.max(low, value));
+
+function pan(pane, dx, dy) {
+  view.x = within(0, view.x - dx / scaleOf(pane) / pane.film.width, 1);
+  view.y = within(0, view.y - dy / scaleOf(pane) / pane.film.height, 1);
+  redraw();
+}
+
+/** Zoom so that the point of the film at `place` stays there. */
+function zoom(pane, factor, place = [pane.left + pane.width / 2, pane.top + pane.height / 2]) {
+  const [x, y] = toFilm(pane, place);
+  view.zoom = within(0.5, view.zoom * factor, Math.max(1, MOST_ZOOM / fit(pane)));
+  view.x = within(0, (x - (place[0] - pane.left - pane.width / 2) / scaleOf(pane)) / pane.film.width, 1);
+  view.y = within(0, (y - (place[1] - pane.top - pane.height / 2) / scaleOf(pane)) / pane.film.height, 1);
+  redraw();
+}
+
+function setWindow(film, level, width) {
+  width = within(1, width, 2 * film.span);
+  level = within(-film.span, level, 2 * film.span);
+  film.window = [level - width / 2, level + width / 2];
+  redraw();
+}
+const levelOf = film => (film.window[0] + film.window[1]) / 2;
+const widthOf = film => film.window[1] - film.window[0];
+
+// --- drawing ---------------------------------------------------------------------------------------------------------
+
+const SHADER = `#version 300 es
+precision highp float; precision highp int; precision highp usampler2D;
+uniform usampler2D film;
+uniform sampler2D mask, heat, colours;
+uniform int level, kind;           // of the pyramid; 0 film, 1 mask, 2 lungs
+uniform vec2 size, corner, origin; // of the film; film at the pane's top left; the pane's top left on the canvas
+uniform vec4 box;                  // of the heatmap on the film: left, top, width, height, shares
+uniform vec2 window;               // lowest level shown, 1 / width
+uniform float step_, inverted, fill, outline, gain, opacity, dimmed, high;
+out vec4 colour;
+float value(vec2 at) {
+  ivec2 sides = textureSize(film, level), most = sides - 1;
+  vec2 p = at / size * vec2(sides) - 0.5, part = fract(p);
+  ivec2 a = clamp(ivec2(floor(p)), ivec2(0), most), b = min(a + 1, most);
+  if (p.x < 0.) part.x = 0.;
+  if (p.y < 0.) part.y = 0.;
+  vec4 v = vec4(texelFetch(film, a, level).r, texelFetch(film, ivec2(b.x, a.y), level).r,
+    texelFetch(film, ivec2(a.x, b.y), level).r, texelFetch(film, b, level).r);
+  return mix(mix(v.x, v.y, part.x), mix(v.z, v.w, part.x), part.y);
+}
+void main() {
+  vec2 at = corner + vec2(gl_FragCoord.x - origin.x, origin.y - gl_FragCoord.y) * step_, share = at / size;
+  float lung = texture(mask, share).r, edge = abs(lung - 0.5) / max(fwidth(lung), 1e-4);
+  colour = vec4(0., 0., 0., 1.);
+  if (any(lessThan(at, vec2(0.))) || any(greaterThan(at, size))) return;
+  float grey = kind == 1 ? float(lung > 0.5) : clamp((value(at) - window.x) * window.y, 0., 1.);
+  if (kind != 1) grey = mix(grey, 1. - grey, inverted);
+  if ((kind == 2 || dimmed > 0.) && lung <= 0.5) grey *= kind == 2 ? 0. : 0.12;
+  colour.rgb = vec3(grey);
+  vec3 accent = vec3(${ACCENT});
+  if (fill > 0. && lung > 0.5) colour.rgb = mix(colour.rgb, accent, 0.28);
+  vec2 inside = (share - box.xy) / box.zw;
+  if (opacity > 0. && all(greaterThanEqual(inside, vec2(0.))) && all(lessThanEqual(inside, vec2(1.)))) {
+    float h = texture(heat, inside).r * gain;
+    colour.rgb = mix(colour.rgb, texture(colours, vec2((h * 255. + 0.5) / 256., 0.5)).rgb, min(1., 2. * h) * opacity);
+  }
+  if (outline > 0.) colour.rgb = mix(colour.rgb, accent, 1. - smoothstep(0.8, 1.8, edge / high));
+}`;
+
+/** Everything that a pane needs to be drawn, the same for both renderers. */
+function recipe(pane) {
+  const film = pane.film, layers = film.layers, over = pane.kind === 'film' || pane.kind === 'heat';
+  const of = over && pane.of && (look.heat || pane.kind === 'heat') ? pane.of : null;
+  const black = {width: 1, height: 1, values: new Uint8Array(1)};
+  return {
+    kind: {raw: 1, mask: 1, lungs: 2}[pane.kind] ?? 0,
+    mask: layers ? (pane.kind === 'raw' ? layers.raw : layers.mask) : black,
+    heat: of?.heat ?? black,
+    box: of ? of.network.box : [0, 0, 1, 1],
+    gain: of ? gain(film, of) : 0,
+    opacity: of ? look.opacity : 0,
+    inverted: film.inverted !== film.flipped ? 1 : 0,
+    fill: over && layers && look.mask ? 1 : 0,
+    outline: over && layers && look.outline ? 1 : 0,
+    dimmed: over && layers && look.lungs ? 1 : 0,
+  };
+}
+
+class Gpu {
+  resolution = 1;
+  static create() {
+    const gl = canvas.getContext('webgl2', {antialias: false, alpha: false, powerPreference: 'high-performance'});
+    return gl && new Gpu(gl);
+  }
+
+  constructor(gl) {
+    this.gl = gl;
+    canvas.addEventListener('webglcontextlost', event => event.preventDefault());
+    canvas.addEventListener('webglcontextrestored', () => { this.start(); redraw(); });
+    this.start();
+  }
+
+  start() {
+    const gl = this.gl, program = gl.createProgram();
+    const corners = '#version 300 es\nvoid main() { vec2 p = vec2(gl_VertexID & 1, gl_VertexID >> 1); '
+      + 'gl_Position = vec4(4. * p - 1., 0., 1.); }';
+    for (const [type, source] of [[gl.VERTEX_SHADER, corners], [gl.FRAGMENT_SHADER, SHADER]]) {
+      const shader = gl.createShader(type);
+      gl.shaderSource(shader, source);
+      gl.compileShader(shader);
+      gl.attachShader(program, shader);
+    }
+    gl.linkProgram(program);
+    if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
+      throw Error(gl.getProgramInfoLog(program) || gl.getShaderInfoLog(gl.getAttachedShaders(program)[1]));
+    }
+    gl.useProgram(program);
+    this.place = new Proxy({}, {get: (known, name) => known[name] ??= gl.getUniformLocation(program, name)});
+    ['film', 'mask', 'heat', 'colours'].forEach((name, unit) => gl.uniform1i(this.place[name], unit));
+    gl.enable(gl.SCISSOR_TEST);
+    this.textures = new Map();  // of pictures
+  }
+
+  /** A texture of the rows of `levels`, made once. */
+  texture(key, levels, deep) {
+    const gl = this.gl;
+    let texture = this.textures.get(key);
+    if (texture) return texture;
+    texture = gl.createTexture();
+    gl.bindTexture(gl.TEXTURE_2D, texture);
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+    levels.forEach(({width, height, values, rgb}, level) => {
+      const [inside, format, type] = deep ? [gl.R16UI, gl.RED_INTEGER, gl.UNSIGNED_SHORT]
+        : rgb ? [gl.RGB8, gl.RGB, gl.UNSIGNED_BYTE] : [gl.R8, gl.RED, gl.UNSIGNED_BYTE];
+      gl.texImage2D(gl.TEXTURE_2D, level, inside, width, height, 0, format, type, values);
+    });
+    const filter = deep ? gl.NEAREST : gl.LINEAR;
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, deep ? gl.NEAREST_MIPMAP_NEAREST : filter);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, filter);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAX_LEVEL, levels.length - 1);
+    this.textures.set(key, texture);
+    return texture;
+  }
+
+  /** Free what is no longer on the stage; a film's layers may have changed. */
+  forget() {
+    for (const texture of this.textures.values()) this.gl.deleteTexture(texture);
+    this.textures.clear();
+  }
+
+  draw() {
+    const gl = this.gl, screen = canvas.width / stage.clientWidth, {place} = this;
+    const most = gl.getParameter(gl.MAX_TEXTURE_SIZE);
+    gl.scissor(0, 0, canvas.width, canvas.height);
+    gl.clearColor(0.055, 0.067, 0.078, 1);
+    gl.clear(gl.COLOR_BUFFER_BIT);
+    for (const pane of panes) {
+      const {film} = pane, r = recipe(pane), [left, top] = [pane.left * screen, pane.top * screen];
+      const [width, height] = [pane.width * screen, pane.height * screen];
+      const levels = film.pyramid.filter(level => level.width <= most && level.height <= most);
+      const colours = {width: 256, height: 1, values: COLOURS[look.colours], rgb: true};
+      [[film, levels, true], [r.mask, [r.mask]], [r.heat, [r.heat]], [look.colours, [colours]]].forEach(
+        ([key, ...how], unit) => {
+          gl.activeTexture(gl.TEXTURE0 + unit);
+          gl.bindTexture(gl.TEXTURE_2D, this.texture(key, ...how));
+        });
+      const perPixel = 1 / scaleOf(pane) / screen, fine = levels[0].width / film.width;
+      gl.uniform1i(place.level, within(0, Math.floor(Math.log2(perPixel * fine) + 0.25), levels.length - 1));
+      gl.uniform1i(place.kind, r.kind);
+      gl.uniform2f(place.size, film.width, film.height);
+      gl.uniform2f(place.corner, ...toFilm(pane, [pane.left, pane.top]));
+      gl.uniform2f(place.origin, left, canvas.height - top);
+      gl.uniform1f(place.step_, perPixel);
+      gl.uniform4f(place.box, ...r.box);
+      gl.uniform2f(place.window, film.window[0], 1 / widthOf(film));
+      gl.uniform1f(place.high, screen);
+      for (const name of ['inverted', 'fill', 'outline', 'gain', 'opacity', 'dimmed']) gl.uniform1f(place[name], r[name]);
+      const box = [Math.round(left), Math.round(canvas.height - top - height), Math.round(width), Math.round(height)];
+      gl.viewport(...box);
+      gl.scissor(...box);
+      gl.drawArrays(gl.TRIANGLES, 0, 3);
+    }
+  }
+}
+
+/** The shader's arithmetic on the processor. */
+class Raster {
+  resolution = 0.5 / Math.min(1, devicePixelRatio);
+  pen = canvas.getContext('2d', {alpha: false});
+  forget() {}
+
+  draw() {
+    const screen = canvas.width / stage.clientWidth;
+    this.pen.fillStyle = '#0e1114';
+    this.pen.fillRect(0, 0, canvas.width, canvas.height);
+    for (const pane of panes) this.drawPane(pane, screen);
+  }
+
+  drawPane(pane, screen) {
+    const {film} = pane, r = recipe(pane), width = Math.floor(pane.width * screen), height = Math.floor(pane.height * screen);
+    const picture = this.pen.createImageData(width, height), out = new Uint32Array(picture.data.buffer).fill(0xff000000);
+    const perPixel = 1 / scaleOf(pane) / screen, corner = toFilm(pane, [pane.left, pane.top]);
+    const source = film.pyramid[within(0, Math.floor(Math.log2(perPixel) + 0.25), film.pyramid.length - 1)];
+    const colours = COLOURS[look.colours], low = film.window[0], slope = 255 / widthOf(film);
+    const [left, top, wide, high] = r.box, masked = r.kind || r.fill || r.outline || r.dimmed;
+    const lookUp = ({width: w, height: h, values}, x, y) =>
+      values[Math.min(h - 1, Math.floor(y * h)) * w + Math.min(w - 1, Math.floor(x * w))];
+    for (let row = 0; row < height; row++) {
+      const y = (corner[1] + (row + 0.5) * perPixel) / film.height;
+      if (y < 0 || y >= 1) continue;
+      const line = Math.floor(y * source.height) * source.width;
+      for (let column = 0, at = row * width; column < width; column++, at++) {
+        const x = (corner[0] + (column + 0.5) * perPixel) / film.width;
+        if (x < 0 || x >= 1) continue;
+        const level = masked ? lookUp(r.mask, x, y) : 0, lung = level > 127;
+        let grey = r.kind === 1 ? 255 * lung
+          : within(0, (source.values[line + Math.floor(x * source.width)] - low) * slope, 255);
+        if (r.kind !== 1 && r.inverted) grey = 255 - grey;
+        if (!lung && (r.kind === 2 || r.dimmed)) grey *= r.kind === 2 ? 0 : 0.12;
+        let red = grey, green = grey, blue = grey;
+        const tint = (share, [a, b, c]) => {
+          red += (a - red) * share; green += (b - green) * share; blue += (c - blue) * share;
+        };
+        if (r.fill && lung) tint(0.28, ACCENT.map(c => 255 * c));
+        const u = (x - left) / wide, v = (y - top) / high;
+        if (r.opacity && u >= 0 && u < 1 && v >= 0 && v < 1) {
+          const heat = Math.round(lookUp(r.heat, u, v) * r.gain);
+          tint(Math.min(1, heat / 127.5) * r.opacity, colours.subarray(3 * heat, 3 * heat + 3));
+        }
+        if (r.outline && Math.abs(level - 127) < 50) tint(1, ACCENT.map(c => 255 * c));
+        out[at] = 0xff000000 | (blue << 16) | (green << 8) | red;
+      }
+    }
+    this.pen.putImageData(picture, Math.round(pane.left * screen), Math.round(pane.top * screen));
+  }
+}
+
+const renderer = Gpu.create() ?? new Raster();
+root.dataset.renderer = renderer instanceof Gpu ? 'webgl2' : 'processor';
+find('.plain').hidden = renderer instanceof Gpu;
+
+let waiting = false;
+function redraw() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    if (!shown || !stage.clientWidth) return;
+    renderer.draw();
+    drawMarks();
+    tell();
+    root.drawn = (root.drawn ?? 0) + 1;  // frames, for whoever measures
+  });
+}
+
+// --- measures --------------------------------------------------------------------------------------------------------
+
+const LINES = {ruler: 'ruler', heart: 'heart', thorax: 'thorax'};
+
+/** The length of a line of two points of the film as it was sent, [number, unit]. */
+function lengthOf(film, [[ax, ay], [bx, by]]) {
+  const {shrunk, spacing} = film, dx = (bx - ax) * shrunk, dy = (by - ay) * shrunk;
+  return spacing ? [Math.hypot(dx * spacing.columns, dy * spacing.rows), 'mm'] : [Math.hypot(dx, dy), 'pixels'];
+}
+
+const told = ([length, unit]) => `${length.toFixed(unit === 'mm' ? 1 : 0)} ${unit}`;
+
+/** Heart over thorax, as text; '' until both lines are there. */
+function ratioOf(film) {
+  const [heart, thorax] = ['heart', 'thorax'].map(kind => film.lines.find(line => line.kind === kind));
+  if (!heart || !thorax) return '';
+  const [a, b] = [heart, thorax].map(line => lengthOf(film, line.ends));
+  return b[0] > 0 ? `Cardiothoracic ratio ${(a[0] / b[0]).toFixed(2)} (${told(a)} of ${told(b)})` : '';
+}
+
+function drawMarks() {
+  const make = (name, attributes, text = '') => {
+    const mark = document.createElementNS('http://www.w3.org/2000/svg', name);
+    for (const [key, value] of Object.entries(attributes)) mark.setAttribute(key, value);
+    mark.textContent = text;
+    return mark;
+  };
+  marks.replaceChildren(...panes.flatMap((pane, number) => {
+    const clip = make('clipPath', {id: `pane-${number}`});
+    clip.append(make('rect', {x: pane.left, y: pane.top, width: pane.width, height: pane.height}));
+    const group = make('g', {'clip-path': `url(#pane-${number})`});
+    for (const {kind, ends} of pane.film.lines) {
+      const [a, b] = ends.map(end => toScreen(pane, end)), length = told(lengthOf(pane.film, ends));
+      group.append(make('line', {x1: a[0], y1: a[1], x2: b[0], y2: b[1]}));
+      for (const [x, y] of [a, b]) group.append(make('circle', {cx: x, cy: y, r: 3}));
+      group.append(make('text', {x: Math.max(a[0], b[0]) + 7, y: (a[0] > b[0] ? a : b)[1] + 4},
+        kind === 'ruler' ? length : `${kind} ${length}`));
+    }
+    return [clip, group];
+  }));
+}
+
+// --- telling ---------------------------------------------------------------------------------------------------------
+
+let pointer = null;  // place of the mouse on the stage
+
+/** A number with as many digits as a step of the film's values needs. */
+const rounded = (value, step) => value.toFixed(within(0, Math.ceil(-Math.log10(step)), 4));
+
+function say(name, text) {
+  const place = find(`.${name}`);
+  if (place.textContent !== text) place.textContent = text;
+}
+
+/** Everything in words: where the pointer is, the window, what was changed, the measures, what is chosen. */
+function tell() {
+  const film = shown, pane = pointer && paneAt(pointer), [low, high] = film.window;
+  let place = '';
+  if (pane) {
+    const [x, y] = toFilm(pane, pointer).map(Math.floor), of = pane.film;
+    if (x >= 0 && y >= 0 && x < of.width && y < of.height) {
+      const value = of.first + of.step * of.pyramid[0].values[y * of.width + x];
+      place = `row ${y * of.shrunk}, column ${x * of.shrunk}: ${rounded(value, of.step)}`;
+    }
+  }
+  say('place', place);
+  const shownAs = value => rounded(film.first + film.step * value, film.step);
+  say('window-text', `centre ${shownAs((low + high) / 2)}, width ${rounded((high - low) * film.step, film.step)}`);
+  const percent = Math.round(100 * scaleOf(panes[0]) * devicePixelRatio / film.shrunk);
+  say('zoom-text', `${percent}%${film.shrunk > 1 ? `, shown at 1/${film.shrunk} of its ${film.columns}×${film.rows} pixels` : ''}`);
+  const windowed = film.start.some((edge, at) => Math.abs(edge - film.window[at]) > 1e-6);
+  say('badge', [film.flipped && 'inverted', windowed && 'windowed'].filter(Boolean).join(', '));
+  const unit = film.spacing?.at_detector ? ' Lengths are those at the detector; in the body they are smaller.' : '';
+  const next = {ruler: 'Draw a line.', ratio: film.lines.some(line => line.kind === 'heart') ?
+    'Draw the greatest width of the thorax.' : 'Draw the greatest width of the heart.'}[look.tool] ?? '';
+  const ratio = ratioOf(film);
+  say('measured', ((ratio || next) + (film.lines.length || next ? unit : '')).trim());
+  const level = find('[name=level]'), width = find('[name=width]');
+  [level.min, level.max, width.min, width.max] = [0, film.span, 1, film.span];
+  [level.value, width.value] = [levelOf(film), widthOf(film)];
+  level.ariaValueText = shownAs(levelOf(film));
+  width.ariaValueText = rounded(widthOf(film) * film.step, film.step);
+  for (const button of root.querySelectorAll('[data-do]')) {
+    const name = button.dataset.do, [group, value] = name.split(':');
+    const on = group === 'layout' ? !beside && look.layout === value : group === 'tool' ? look.tool === value
+      : group === 'invert' ? film.flipped : look[group];
+    if (group === 'reset') button.disabled = !windowed && !film.flipped;
+    if (button.hasAttribute('aria-pressed')) button.setAttribute('aria-pressed', Boolean(on));
+    if ('needs' in button.dataset) button.disabled = !film.layers;
+  }
+  const of = panes.length === 1 && chosen(film), legend = find('.legend-bar');
+  const explained = chosen(film);
+  say('explained', !explained || (!look.heat && panes[0].kind !== 'heat') ? '' : `Heatmap of ${explained.shown}`
+    + (of ? ` by ${of.network.title}: ${of.note}` : ''));
+  const stops = [0, 64, 128, 192, 255].map(at => `rgb(${COLOURS[look.colours].slice(3 * at, 3 * at + 3)})`);
+  legend.style.background = `linear-gradient(90deg,${stops})`;
+  for (const button of desk.querySelectorAll('[data-network]')) {
+    const mine = film.choice?.network === button.dataset.network;
+    const on = mine && (film.choice.name ?? '') === (button.dataset.name ?? '');
+    button.setAttribute('aria-pressed', Boolean(on));
+    button.tabIndex = on ? 0 : -1;
+    button.classList.toggle('explained', Boolean(mine && explained?.name === button.dataset.name));
+  }
+}
+
+// --- choosing --------------------------------------------------------------------------------------------------------
+
+function choose(network, name) {
+  if (!shown?.layers) return;
+  const inside = document.activeElement?.closest('[data-network]');
+  shown.choice = {network, name: name || null};
+  if (beside?.layers) {
+    const same = beside.layers.networks.find(n => n.name === network);
+    if (same) beside.choice = {...shown.choice};
+  }
+  arrange();
+  if (inside) {
+    tell();
+    desk.querySelector('[data-network][aria-pressed=true]')?.focus();
+  }
+}
+
+/** The next network, or class of the same network; its own prediction comes before the first class. */
+function turn(networks, classes) {
+  const layers = shown?.layers, {length} = layers?.networks ?? [];
+  if (!length) return;
+  const at = layers.networks.findIndex(n => n.name === shown.choice.network);
+  const network = layers.networks[(at + networks + length) % length];
+  const names = [null, ...Object.keys(network.classes)];
+  const now = Math.max(0, names.indexOf(shown.choice.name));
+  choose(network.name, names[(now + classes + names.length) % names.length]);
+}
+
+desk.addEventListener('click', event => {
+  const button = event.target.closest('[data-network]');
+  if (button) choose(button.dataset.network, button.dataset.name);
+});
+// The table of readings comes after its film's layers, or is drawn anew: mark in it what is chosen.
+new MutationObserver(() => shown && panes.length && redraw())
+  .observe(desk.querySelector('#readings') ?? root, {childList: true, subtree: true});
+
+function drawStrip() {
+  const strip = find('.strip'), list = [...films.values()];
+  strip.hidden = list.length < 2;
+  if (strip.hidden) return strip.replaceChildren();
+  strip.replaceChildren(...list.map(film => {
+    const item = document.createElement('li'), main = document.createElement('button');
+    if (!film.thumbnail) film.thumbnail = thumbnail(film);
+    main.append(film.thumbnail, film.name || 'no name');
+    main.setAttribute('aria-current', film === shown);
+    main.title = `Show ${film.name}`;
+    main.onclick = () => { open(film); trigger('submit', {film: film.key}); };
+    item.append(main);
+    if (film !== shown) {
+      const side = document.createElement('button');
+      side.className = 'side';
+      side.textContent = film === beside ? 'close' : 'beside';
+      side.setAttribute('aria-pressed', film === beside);
+      side.ariaLabel = film === beside ? `Close ${film.name}` : `Show ${film.name} beside the film`;
+      side.onclick = () => { beside = film === beside ? null : film; arrange(); drawStrip(); };
+      item.append(side);
+    }
+    return item;
+  }));
+}
+
+function thumbnail(film) {
+  const {values, width, height} = film.pyramid.at(-1), picture = document.createElement('canvas');
+  [picture.width, picture.height] = [width, height];
+  const pen = picture.getContext('2d'), data = pen.createImageData(width, height), [low, high] = film.start;
+  values.forEach((value, at) => {
+    const grey = within(0, 255 * (value - low) / (high - low), 255);
+    data.data.fill(film.inverted ? 255 - grey : grey, 4 * at, 4 * at + 3);
+    data.data[4 * at + 3] = 255;
+  });
+  pen.putImageData(data, 0, 0);
+  picture.ariaHidden = 'true';
+  return picture;
+}
+
+// --- acting ----------------------------------------------------------------------------------------------------------
+
+const flip = name => () => { look[name] = !look[name]; };
+const layout = name => () => { look.layout = name; beside = null; drawStrip(); };
+const tool = name => () => {
+  look.tool = look.tool === name ? 'pan' : name;
+  if (look.tool === 'ratio') shown.lines = shown.lines.filter(line => line.kind === 'ruler');
+};
+const ACTIONS = {
+  'layout:film': layout('film'), 'layout:stages': layout('stages'), 'layout:networks': layout('networks'),
+  heat: flip('heat'), mask: flip('mask'), outline: flip('outline'), lungs: flip('lungs'),
+  invert: () => { shown.flipped = !shown.flipped; },
+  reset: () => { shown.window = [...shown.start]; shown.flipped = false; },
+  fit: () => Object.assign(view, {x: 0.5, y: 0.5, zoom: 1}),
+  one: () => { view.zoom = 1 / fit(panes[0]) / devicePixelRatio; },
+  closer: () => zoom(panes[0], 1.25), farther: () => zoom(panes[0], 0.8),
+  'tool:ruler': tool('ruler'), 'tool:ratio': tool('ratio'),
+  undo: () => { shown.lines.pop(); },
+  narrower: () => setWindow(shown, levelOf(shown), widthOf(shown) / 1.1),
+  wider: () => setWindow(shown, levelOf(shown), widthOf(shown) * 1.1),
+  lower: () => setWindow(shown, levelOf(shown) - 0.05 * widthOf(shown), widthOf(shown)),
+  higher: () => setWindow(shown, levelOf(shown) + 0.05 * widthOf(shown), widthOf(shown)),
+  before: () => turn(-1, 0), next: () => turn(1, 0), up: () => turn(0, -1), down: () => turn(0, 1),
+  left: () => pan(panes[0], 60, 0), right: () => pan(panes[0], -60, 0),
+  above: () => pan(panes[0], 0, 60), below: () => pan(panes[0], 0, -60),
+  screen: () => document.fullscreenElement ? document.exitFullscreen() : desk.requestFullscreen(),
+  help: () => { const help = find('.help-keys'); help.open ? help.close() : help.show(); },
+  nothing: () => { look.tool = 'pan'; find('.help-keys').close(); },
+};
+const KEYS = {
+  0: 'fit', 1: 'one', '+': 'closer', '=': 'closer', '-': 'farther', i: 'invert', r: 'reset', '[': 'narrower',
+  ']': 'wider', ',': 'lower', '.': 'higher', h: 'heat', m: 'mask', o: 'outline', l: 'lungs', a: 'layout:film',
+  s: 'layout:stages', n: 'layout:networks', d: 'tool:ruler', c: 'tool:ratio', Backspace: 'undo', f: 'screen',
+  '?': 'help', Escape: 'nothing', ArrowLeft: 'before', ArrowRight: 'next', ArrowUp: 'up', ArrowDown: 'down',
+  'Shift+ArrowLeft': 'left', 'Shift+ArrowRight': 'right', 'Shift+ArrowUp': 'above', 'Shift+ArrowDown': 'below',
+};
+const NEED = new Set(['heat', 'mask', 'outline', 'lungs', 'layout:stages', 'layout:networks']);  // layers
+
+function act(name) {
+  if (!shown || (NEED.has(name) && !shown.layers)) return;
+  ACTIONS[name]();
+  arrange();
+}
+
+// Keys count where the viewer or the readings have the focus: elsewhere they belong to the page and to screen readers.
+desk.addEventListener('keydown', event => {
+  if (event.ctrlKey || event.altKey || event.metaKey || !shown) return;
+  const {target} = event, arrow = event.key.startsWith('Arrow');
+  if (target.matches('textarea, select, [role=listbox], input:not([type=range]):not([type=checkbox])')) return;
+  if (arrow && target.matches('input')) return;
+  if (arrow && target.closest('.toolbar') && !event.shiftKey) return moveInToolbar(event);
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const name = KEYS[arrow && event.shiftKey ? `Shift+${key}` : key];
+  if (!name || (name === 'undo' && !shown.lines.length)) return;
+  event.preventDefault();
+  act(name);
+});
+
+/** One stop of the tab key for all buttons; arrows go from one to the next. */
+find('.toolbar').querySelectorAll('button').forEach((button, at) => { button.tabIndex = at ? -1 : 0; });
+function moveInToolbar(event) {
+  const buttons = [...find('.toolbar').querySelectorAll('button:not(:disabled)')];
+  const by = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[event.key];
+  const next = buttons[(buttons.indexOf(event.target) + by + buttons.length) % buttons.length];
+  for (const button of find('.toolbar').querySelectorAll('button')) button.tabIndex = button === next ? 0 : -1;
+  next.focus();
+  event.preventDefault();
+}
+
+root.addEventListener('click', event => {
+  const button = event.target.closest('[data-do]');
+  if (button) act(button.dataset.do);
+});
+root.addEventListener('input', event => {
+  const {name, value} = event.target, number = Number(value);
+  if (name === 'opacity') look.opacity = number;
+  if (name === 'colours' || name === 'scale') look[name] = value;
+  if (name === 'level') setWindow(shown, number, widthOf(shown));
+  if (name === 'width') setWindow(shown, levelOf(shown), number);
+  redraw();
+});
+
+// Mouse, pen and fingers: one pans, or draws a line; the right button sets the window; two zoom and pan.
+const held = new Map();  // pointers on the stage: where each is
+let dragged = null;  // {pane, what, line}
+
+const placeOf = event => {
+  const box = stage.getBoundingClientRect();
+  return [event.clientX - box.left, event.clientY - box.top];
+};
+
+stage.addEventListener('contextmenu', event => event.preventDefault());
+stage.addEventListener('pointerdown', event => {
+  const place = placeOf(event), pane = paneAt(place);
+  if (!pane || event.target.closest('dialog')) return;
+  stage.focus({preventScroll: true});
+  stage.setPointerCapture(event.pointerId);
+  held.set(event.pointerId, place);
+  if (held.size > 1 && dragged?.line) pane.film.lines.pop();
+  dragged = {pane, what: held.size > 1 ? 'pinch' : event.button === 2 ? 'window' : event.button ? 'pan' : look.tool};
+  if (dragged.what === 'ruler' || dragged.what === 'ratio') {
+    const end = toFilm(pane, place), {lines} = pane.film;
+    const kind = dragged.what === 'ruler' ? LINES.ruler : lines.some(l => l.kind === 'heart') ? LINES.thorax : LINES.heart;
+    dragged.line = {kind, ends: [end, [...end]]};
+    lines.push(dragged.line);
+  }
+});
+stage.addEventListener('pointermove', event => {
+  const place = placeOf(event), before = held.get(event.pointerId);
+  pointer = place;
+  if (!before || !dragged) return redraw();
+  const others = [...held].filter(([id]) => id !== event.pointerId).map(([, at]) => at);
+  held.set(event.pointerId, place);
+  const {pane, what, line} = dragged, [dx, dy] = [place[0] - before[0], place[1] - before[1]];
+  if (what === 'pinch' && others.length) {
+    const [other] = others, apart = at => Math.hypot(at[0] - other[0], at[1] - other[1]);
+    const middle = at => [(at[0] + other[0]) / 2, (at[1] + other[1]) / 2];
+    pan(pane, dx / 2, dy / 2);
+    zoom(pane, apart(place) / Math.max(1, apart(before)), middle(place));
+  } else if (what === 'window') {
+    const {film} = pane, speed = film.span / 600, sign = film.inverted !== film.flipped ? -1 : 1;
+    setWindow(film, levelOf(film) + sign * dy * speed, widthOf(film) + dx * speed);
+  } else if (line) {
+    const [x, y] = toFilm(pane, place);
+    line.ends[1] = [x, line.kind === 'ruler' ? y : line.ends[0][1]];  // the two widths are measured across
+    redraw();
+  } else pan(pane, dx, dy);
+});
+for (const end of ['pointerup', 'pointercancel']) {
+  stage.addEventListener(end, event => {
+    held.delete(event.pointerId);
+    if (dragged?.line) {
+      const {lines} = dragged.pane.film, [a, b] = dragged.line.ends.map(point => toScreen(dragged.pane, point));
+      if (Math.hypot(a[0] - b[0], a[1] - b[1]) < 4) lines.pop();  // a click
+      else if (look.tool === 'ruler' || dragged.line.kind === 'thorax') look.tool = 'pan';
+    }
+    dragged = held.size ? {...dragged, what: 'pan', line: null} : null;
+    redraw();
+  });
+}
+stage.addEventListener('pointerleave', () => { pointer = null; redraw(); });
+stage.addEventListener('wheel', event => {
+  const place = placeOf(event), pane = paneAt(place);
+  if (!pane) return;
+  event.preventDefault();
+  const lines = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? 1 : 30;
+  zoom(pane, Math.exp(-0.0015 * within(-400, event.deltaY * lines, 400)), place);
+}, {passive: false});
+stage.addEventListener('dblclick', () => act('fit'));
+
+// A file that is dropped on the film is the next film.
+for (const name of ['dragover', 'drop']) {
+  root.addEventListener(name, event => {
+    event.preventDefault();
+    const input = document.querySelector('#drop input[type=file]');
+    if (name === 'dragover' || !input || !event.dataTransfer.files.length) return;
+    input.files = event.dataTransfer.files;
+    input.dispatchEvent(new Event('change', {bubbles: true}));
+  });
+}
+
+new ResizeObserver(measure).observe(stage);
+let arrived = Promise.resolve();  // one after another: layers need their film
+for (const [name, receive] of [['manet-film', receiveFilm], ['manet-layers', receiveLayers]]) {
+  addEventListener(name, event => { arrived = arrived.then(() => receive(event.detail)).catch(console.error); });
+}
