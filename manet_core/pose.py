@@ -23,48 +23,59 @@ class Fault:
     Attributes:
         told: a plain sentence.
         action: what to do about it, for a button.
+        done: the remark on a film that was put right.
         mend: puts pixels (H, W) in [0, 1] right.
         denies: whether no class should be named before it is mended.
     """
 
     told: str
     action: str
+    done: str
     mend: Callable[[np.ndarray], np.ndarray]
     denies: bool = True
 
 
 FAULTS = {
     "inverted": Fault(
-        "The film looks inverted (air bright, bone dark): invert it.", "Invert the film", lambda pixels: 1 - pixels
+        "The film looks inverted (air bright, bone dark): invert it.", "Invert the film", "The film was inverted here.",
+        lambda pixels: 1 - pixels,
     ),
     "mirrored": Fault(
         "The film looks mirrored (the heart on the other side): mirror it, unless it is known to be right, as in situs "
         "inversus or with a shifted heart.",
-        "Mirror the film",
-        lambda pixels: pixels[:, ::-1],
-        denies=False,
+        "Mirror the film", "The film was mirrored here.", lambda pixels: pixels[:, ::-1], denies=False,
     ),
     "upside_down": Fault(
-        "The film looks upside down: turn it.", "Turn the film upside up", lambda pixels: pixels[::-1, ::-1]
+        "The film looks upside down: turn it.", "Turn the film", "The film was turned by half a turn here.",
+        lambda pixels: pixels[::-1, ::-1],
     ),
     "flipped": Fault(
-        "The film looks flipped top to bottom: flip it.", "Flip the film top to bottom", lambda pixels: pixels[::-1]
+        "The film looks flipped top to bottom: flip it.", "Flip the film", "The film was flipped top to bottom here.",
+        lambda pixels: pixels[::-1],
     ),
     "turned_left": Fault(
         "The film looks turned to the left by a quarter: turn it to the right.", "Turn the film to the right",
-        lambda pixels: np.rot90(pixels, -1),
+        "The film was turned to the right by a quarter here.", lambda pixels: np.rot90(pixels, -1),
     ),
     "turned_right": Fault(
         "The film looks turned to the right by a quarter: turn it to the left.", "Turn the film to the left",
-        np.rot90,
+        "The film was turned to the left by a quarter here.", np.rot90,
     ),
 }  # fmt: skip
 UPRIGHT = "upright"
 
 
 def mended(x: XRay, fault: str) -> XRay:
-    """The X-ray with one of `FAULTS` put right, its remarks kept."""
-    return replace(x, pixels=np.ascontiguousarray(FAULTS[fault].mend(x.pixels)))
+    """The X-ray with one of `FAULTS` put right, and a remark that says so."""
+    of, stored, spacing = FAULTS[fault], x.stored, x.spacing
+    pixels = np.ascontiguousarray(of.mend(x.pixels))
+    if stored is not None and fault == "inverted":
+        stored = replace(stored, inverted=not stored.inverted)
+    elif stored is not None:
+        stored = replace(stored, levels=np.ascontiguousarray(of.mend(stored.levels)))
+    if spacing is not None and fault in ("turned_left", "turned_right"):
+        spacing = replace(spacing, rows=spacing.columns, columns=spacing.rows)
+    return replace(x, pixels=pixels, stored=stored, spacing=spacing, remarks=(*x.remarks, of.done))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 
 from manet_core import Pipeline, WeightsError, XRay, load_xray
 from manet_core.files.raster import XRayError
+from manet_core.files.stored import Spacing, Stored
 from manet_core.phantom import phantom
 from manet_core.pose import FAULTS, UPRIGHT, Pose, mended
 from manet_core.preprocess import resize
@@ -14,29 +15,34 @@ from train.measures import pose as measuring
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_mending_undoes_the_fault(fault, rng):
-    x = XRay(rng.random((40, 30)).astype(np.float32), ("a remark",))
-    spoilt = np.ascontiguousarray(teaching.WRONG[fault](x.pixels))
-    back = mended(XRay(spoilt, x.remarks), fault)
-    np.testing.assert_allclose(back.pixels, x.pixels, atol=1e-7)
-    assert back.remarks == x.remarks and back.pixels.flags["C_CONTIGUOUS"] and spoilt.shape != ()
-    assert not np.array_equal(spoilt, x.pixels)
+    pixels = rng.integers(0, 4096, (40, 30)).astype(np.float32)
+    wrong, turned = teaching.WRONG[fault], fault.startswith("turned")
+    spoilt = np.ascontiguousarray(wrong(pixels / 4095))
+    levels = pixels if fault == "inverted" else np.ascontiguousarray(wrong(pixels))
+    spacing = Spacing(0.2, 0.1, False) if turned else Spacing(0.1, 0.2, False)
+    x = XRay(spoilt, ("a remark",), Stored.of(levels, inverted=fault == "inverted"), spacing)
+    back = mended(x, fault)
+    np.testing.assert_allclose(back.pixels, pixels / 4095, atol=1e-6)
+    assert not np.array_equal(spoilt, pixels / 4095) and back.pixels.flags["C_CONTIGUOUS"]
+    assert back.remarks == ("a remark", FAULTS[fault].done) and back.spacing == Spacing(0.1, 0.2, False)
+    shown = back.stored.first + back.stored.step * back.stored.levels.astype(float)
+    np.testing.assert_array_equal(shown, pixels)
+    assert not back.stored.inverted, "what was stored bright is now shown bright"
 
 
-def features(rng, n=60, channels=6):
-    """Of made-up pictures: each fault moves one cell of the grid, the tilt another in proportion."""
-    sets = []
-    for name in (*teaching.NAMES, "tilted"):
-        f = rng.normal(0, 0.1, (n, channels, 2, 2))
+def features(rng, n, channels=60):
+    """Of made-up pictures: each fault adds a pattern of its own, and the tilt one in proportion."""
+    patterns, sets = np.random.default_rng(7).normal(0, 1, (8, channels, 2, 2)), []
+    for k, name in enumerate((*teaching.NAMES, "tilted")):
         degrees = rng.uniform(-30, 30, n) if name == "tilted" else np.zeros(n)
-        if name in FAULTS:
-            f[:, list(FAULTS).index(name), 0, 1] += 3
-        f[:, 0, 1, 1] += degrees / 10
+        amount = degrees / 15 if name == "tilted" else np.ones(n)
+        f = rng.normal(0, 0.5, (n, channels, 2, 2)) + amount[:, None, None, None] * patterns[k]
         sets.append((f.astype(np.float32), np.full(n, name), degrees))
     return tuple(np.concatenate(part) for part in zip(*sets))
 
 
 def test_faults_and_tilts_are_learnt_and_limits_hold_their_share(rng):
-    seen, held_out = features(rng), features(rng, 200)
+    seen, held_out = features(rng, 300), features(rng, 200)
     pose = teaching.learn(seen, held_out, share=0.95)
     assert pose.names[0] == UPRIGHT and set(pose.names[1:]) == set(FAULTS)
     f, names, degrees = held_out

@@ -13,11 +13,13 @@ from pathlib import Path
 from manet_core import WeightsError, XRay, XRayError
 from manet_core.explain import DEFAULT, get_explainer
 from manet_core.phantom import phantom
+from manet_core.pose import FAULTS, mended
 from manet_core.report import save_report
 from manet_core.tasks import get_task
 
 from . import render, viewer
-from .networks import ANALYSES, EXPLANATIONS, Film, Networks
+from .claims import Claims, summary
+from .networks import ANALYSES, EXPLANATIONS, Film, Networks, results_of
 from .newest import Newest, Superseded
 from .startup import gr
 from .uploads import Uploads
@@ -36,10 +38,12 @@ class Shelf:
     Attributes:
         films: {key: film}, no more than the viewer has.
         unread: keys of those that a student has still to read.
+        faulty: the newest film's key and the film itself, where it is presented wrongly; see `manet_core.pose`.
     """
 
     films: OrderedDict[str, Film] = field(default_factory=OrderedDict)
     unread: set[str] = field(default_factory=set)
+    faulty: tuple[str, XRay] | None = None
 
     def put(self, film: Film) -> None:
         """Add a film, or what is now known of it."""
@@ -110,6 +114,7 @@ class OpinionTab:
         self.verdict = _html(elem_id="verdict", elem_classes="told")
         with gr.Column(visible=False, elem_id="headline") as self.headline:
             self.withheld = _html(elem_id="withheld", elem_classes="told")
+            self.mend = gr.Button(visible=False, size="sm", elem_id="mend")
             self.anyway = gr.Button("Show the networks’ answers anyway", size="sm", elem_id="anyway")
             with gr.Column() as self.claim:
                 self.summary = _html(elem_id="summary")
@@ -128,7 +133,7 @@ class OpinionTab:
         """Let the tab answer; `others` are the page's other tabs, locked while a student reads first."""
         self._others = others
         gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
-            [self.drop.upload, *(button.click for button in self.phantoms.values())],
+            [self.drop.upload, self.mend.click, *(button.click for button in self.phantoms.values())],
             None, None, self.status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
             trigger_mode="multiple", **_PRIVATE,
         )  # fmt: skip
@@ -137,13 +142,14 @@ class OpinionTab:
             self.found, self.shelf, self.summary, self.readings, self.limits, self.explainer, self.progress, self.notes,
             self.guess,
         ]  # fmt: skip
-        revealed = [self.layers, self.headline, self.withheld, self.anyway, self.claim, self.result]
+        revealed = [self.layers, self.headline, self.withheld, self.mend, self.anyway, self.claim, self.result]
         told = [self.status, self.read, self.verdict, self.saved, self.quiz_panel, *answers, *revealed, *others]
         event = {"outputs": [self.drop, self.film, *told], "show_progress": "hidden"} | _PRIVATE | ANALYSES
         options = [self.found, self.shelf, self.quiz, self.families, self.explainer]
         self.drop.upload(self._answer_upload, [self.drop, *options], preprocess=False, trigger_mode="multiple", **event)
         for name, button in self.phantoms.items():
             button.click(self._answer_phantom(name), options, **event)
+        self.mend.click(self._answer_mended, options, **event)
         self.viewer.submit(self._open, self.shelf, told, trigger_mode="always_last", **quick)
         self.guess.input(
             self._reveal, [self.found, self.shelf, self.guess, self.score],
@@ -190,6 +196,18 @@ class OpinionTab:
 
         return answer
 
+    def _answer_mended(
+        self, film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str, request: gr.Request
+    ) -> Iterator[dict]:
+        """The film that is shown, put right."""
+        if film is None or shelf.faulty is None or shelf.faulty[0] != film.key:
+            yield {self.status: render.alert("The film has expired", ["Drop it again."])}
+            return
+        x, fault = shelf.faulty[1], film.analysis.fault
+        yield from self._answer(
+            lambda: mended(x, fault), film.name, film, shelf, quiz, families, explainer, request.session_hash
+        )
+
     def _answer(
         self, read: Callable[[], XRay], name: str, before: Film | None, shelf: Shelf, quiz: bool, families: list[str],
         explainer: str, session: str,
@@ -232,6 +250,7 @@ class OpinionTab:
             logging.exception("The analysis failed.")
             yield self._failure(_FAILED)
         else:
+            shelf.faulty = None if analysis.fault is None else (key, x)
             if quiz and analysis.tasks:
                 shelf.unread.add(key)
             yield self._shown(film, shelf)
@@ -270,20 +289,27 @@ class OpinionTab:
                 self.quiz_panel: gr.update(visible=unread),
             }
             | self._locked(unread)
-            | (hidden if unread else self._revealed(film))
+            | (hidden if unread else self._revealed(film, shelf))
         )
 
-    def _revealed(self, film: Film) -> dict:
+    def _revealed(self, film: Film, shelf: Shelf) -> dict:
         """The masks, and what the networks say, or why that is withheld."""
-        analysis = film.analysis
+        doubts, fault = self._claims().doubts(film.analysis), film.analysis.fault
+        mendable = fault is not None and shelf.faulty is not None and shelf.faulty[0] == film.key
         return {
-            self.layers: self._layers(film, analysis.reliable),
+            self.layers: self._layers(film, not doubts),
             self.headline: gr.update(visible=True),
-            self.withheld: render.withheld(analysis.withheld),
-            self.anyway: gr.update(visible=not analysis.reliable),
-            self.claim: gr.update(visible=analysis.reliable),
-            self.result: gr.update(visible=analysis.reliable),
+            self.withheld: render.withheld(doubts),
+            self.mend: gr.update(value=f"{FAULTS[fault].action} and read it again", visible=True)
+            if mendable
+            else gr.update(visible=False),
+            self.anyway: gr.update(visible=bool(doubts)),
+            self.claim: gr.update(visible=not doubts),
+            self.result: gr.update(visible=not doubts),
         }
+
+    def _claims(self) -> Claims:
+        return Claims(results_of(self.networks.weights), self.networks.get().entries)
 
     def _layers(self, film: Film, heatmaps: bool) -> str:
         return viewer.layers_text(film, self.networks.whole(), heatmaps)
@@ -304,7 +330,7 @@ class OpinionTab:
         return {
             self.found: film,
             self.shelf: shelf,
-            self.summary: render.summary(analysis),
+            self.summary: summary(analysis, self._claims()),
             self.readings: render.readings(analysis),
             self.limits: render.limits(analysis),
             self.explainer: analysis.explainer,
@@ -367,7 +393,7 @@ class OpinionTab:
             score = (score[0] + (guess in analysis.leading_of(task.name)), score[1] + 1)
             verdict = render.verdict(guess, analysis.votes_of(task.name), score)
         shown = {self.quiz_panel: gr.update(visible=False), self.verdict: verdict, self.score: score}
-        return shown | self._locked(False) | self._revealed(film)
+        return shown | self._locked(False) | self._revealed(film, shelf)
 
     def _report(self, kind: str) -> Callable[[Film | None, str], str]:
         name, media = f"MANet.{kind}", {"pdf": "application/pdf", "png": "image/png"}[kind]

@@ -151,29 +151,6 @@ def _titled(task: Task, analysis: Analysis) -> str:
     return f"{escape(task.title)}. " if len(analysis.tasks) > 1 else ""
 
 
-def summary(analysis: Analysis) -> str:
-    """For each task, how many networks predict what, and their mean probability of it."""
-    if not analysis.readings:
-        return '<h2 class="summary">No network was asked; only the lungs were segmented.</h2>'
-    return "".join(_summary(get_task(name), analysis) for name in analysis.tasks)
-
-
-def _summary(task: Task, analysis: Analysis) -> str:
-    readings, votes, predicted = analysis.readings_of(task.name).values(), analysis.votes_of(task.name), []
-    for name, count in votes.items():
-        mean = np.mean([reading.probabilities[name] for reading in readings])
-        predicted.append(
-            f"<b>{escape(shown_name(name))}</b> by {count} of {len(readings)} (mean probability {mean:.0%})"
-        )
-    if not task.exclusive:
-        start = "Findings of 50% or more"
-    elif len(readings) == 1:
-        start = "Predicted"
-    else:
-        start = "The networks agree" if len(votes) == 1 else "The networks disagree"
-    return f'<h2 class="summary">{_titled(task, analysis)}{start}: {", ".join(predicted) or "none"}</h2>'
-
-
 def limits(analysis: Analysis) -> str:
     """What the numbers leave out, by task."""
     paragraphs = "".join(
@@ -194,17 +171,6 @@ def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:
         f"{predicted}. So far you and most of them agree on <b>{agreed} of {read}</b>. Agreement is not truth: the "
         "networks err, often so on X-rays of other hospitals.</p>"
     )
-
-
-def claimed(analysis: Analysis) -> str:
-    """What the networks say, in a few words without markup."""
-    if analysis.withheld:
-        return "No reliable reading"
-    claims = []
-    for name in analysis.tasks:
-        votes, count = analysis.votes_of(name), len(analysis.readings_of(name))
-        claims.append(", ".join(f"{shown_name(c)} by {n} of {count}" for c, n in votes.items()) or "no finding")
-    return "; ".join(claims)
 
 
 def readings(analysis: Analysis) -> str:

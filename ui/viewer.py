@@ -18,6 +18,7 @@ from manet_core.lungs import sides
 from manet_core.report import COLOUR_MAP
 
 from . import render
+from .claims import claimed
 from .networks import Film
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
@@ -154,7 +155,7 @@ def layers_text(film: Film, whole: list[str], heatmaps: bool) -> str:
     but = f"; the whole X-ray is shown to {', '.join(map(render.called, whole))}" if whole else ""
     found = {
         "film": film.key,
-        "claim": render.claimed(analysis),
+        "claim": claimed(analysis),
         "area": f"cleaned; area {right + left:.0%} (right {right:.0%}, left {left:.0%})",
         "seen": f"what the classifiers are shown{but}",
         "raw": _soft(lungs.raw_at(size)),

@@ -1,0 +1,99 @@
+"""The sentence that is read first: what all networks say, and how often that is right elsewhere."""
+
+import json
+
+import pytest
+
+from manet_core.pipeline import Analysis, Reading
+from manet_core.tasks import get_task
+from manet_core.weights import fingerprint
+from ui.claims import Claims, claimed, divided, summary
+
+CLASSES = get_task("manet").classes
+ENTRIES = {name: {"task": "manet", "file": name, "sha256": 64 * digit} for name, digit in (("a", "1"), ("b", "2"))}
+
+
+def share(value):
+    return {"value": value, "low": value - 0.05, "high": value + 0.05}
+
+
+def found(**claims):
+    empty = dict.fromkeys(CLASSES, {})
+    divided = {"n": 40, "accuracy": share(0.55)}
+    return {"models": ["a", "b"], "share_unanimous": 0.7, "groups": {"divided": divided}, "claims": empty | claims}
+
+
+AGREEMENT = {
+    "external": found(**{"COVID-19": {"n": 570, "found": share(0.62), "claimed": 400, "right": share(0.9)}}),
+    "test": found(Normal={"n": 9, "found": share(0.5), "claimed": 120, "right": share(0.8)}),
+}
+
+
+@pytest.fixture
+def claims(tmp_path):
+    models = {name: {"sha256": fingerprint(entry)} for name, entry in ENTRIES.items()}
+    evidence = {"models": models, "agreement": {"manet": AGREEMENT}}
+    (tmp_path / "evidence.json").write_text(json.dumps(evidence))
+    return Claims(tmp_path, ENTRIES)
+
+
+def analysis(withheld=(), **said):
+    readings = {
+        name: Reading({c: float(c == label) for c in CLASSES}, label, {}, {}, {}, (7, 7), {}, "manet")
+        for name, label in said.items()
+    }
+    return Analysis(None, None, readings, list(withheld), withheld=list(withheld))
+
+
+def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
+    html = summary(analysis(a="COVID-19", b="COVID-19"), claims)
+    assert "All 2 networks: <b>COVID-19</b>" in html
+    assert (
+        "On X-rays of other hospitals, all 2 found 62% (57–67) of those with COVID-19 (n = 570) and were right in "
+        "90% (85–95) of such claims (n = 400)."
+    ) in html
+    assert claims.doubts(analysis(a="COVID-19", b="COVID-19")) == []
+
+
+def test_where_no_other_hospital_tells_that_is_said(claims):
+    html = summary(analysis(a="Normal", b="Normal"), claims)
+    assert "There are no figures for X-rays of other hospitals." in html
+    assert "On test X-rays of the training hospitals, all 2 were right in 80% (75–85) of such claims (n = 120)." in html
+    assert "n = 9)" not in html, "too few to say anything"
+    assert "was not measured" in summary(analysis(a="Tuberculosis", b="Tuberculosis"), claims)
+
+
+def test_networks_that_disagree_name_no_class(claims):
+    apart = analysis(a="COVID-19", b="Normal")
+    assert divided(get_task("manet"), apart) and claimed(apart) == "No reliable reading"
+    (doubt,) = claims.doubts(apart)
+    assert doubt.startswith(
+        "The networks disagree (COVID-19 by 1 of 2, Normal by 1 of 2). On X-rays of other hospitals"
+    )
+    assert doubt.endswith("most of them were right in 55% (50–60) (n = 40).")
+    assert "<b>No reliable reading</b>" in summary(apart, claims)
+
+
+def test_what_the_picture_says_comes_before_what_networks_say(claims):
+    bad = analysis(["Hardly any lung was found."], a="Normal", b="Normal")
+    assert claims.doubts(bad) == ["Hardly any lung was found."] and claimed(bad) == "No reliable reading"
+
+
+@pytest.mark.parametrize("spoil", ["other weights", "one network alone", "no file", "damaged"])
+def test_figures_of_other_networks_are_not_told(claims, tmp_path, spoil):
+    said, entries = {"a": "COVID-19", "b": "COVID-19"}, dict(ENTRIES)
+    if spoil == "other weights":
+        entries["a"] = entries["a"] | {"sha256": 64 * "9"}
+    elif spoil == "one network alone":
+        del said["b"]
+    elif spoil == "no file":
+        (tmp_path / "evidence.json").unlink()
+    else:
+        (tmp_path / "evidence.json").write_text('{"models": []}')
+    html = summary(analysis(**said), Claims(tmp_path, entries))
+    assert "was not measured" in html and "%" not in html
+    assert ("Predicted: <b>" in html) == (spoil == "one network alone")
+
+
+def test_nothing_is_claimed_where_nothing_was_asked(claims):
+    assert "No network was asked" in summary(analysis(), claims) and claims.doubts(analysis()) == []
