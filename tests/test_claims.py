@@ -19,13 +19,13 @@ def share(value):
 
 def found(**claims):
     empty = dict.fromkeys(CLASSES, {})
-    divided = {"n": 40, "accuracy": share(0.55)}
-    return {"models": ["a", "b"], "share_unanimous": 0.7, "groups": {"divided": divided}, "claims": empty | claims}
+    groups = {"all": {"n": 950, "accuracy": share(0.7)}, "divided": {"n": 40, "accuracy": share(0.55)}}
+    return {"models": ["a", "b"], "share_unanimous": 0.7, "groups": groups, "claims": empty | claims}
 
 
 AGREEMENT = {
     "external": found(**{"COVID-19": {"n": 570, "found": share(0.62), "claimed": 400, "right": share(0.9)}}),
-    "test": found(Normal={"n": 9, "found": share(0.5), "claimed": 120, "right": share(0.8)}),
+    "test": found(Normal={"n": 380, "found": share(0.5), "claimed": 9, "right": share(0.8)}),
 }
 
 
@@ -49,8 +49,8 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
     html = summary(analysis(a="COVID-19", b="COVID-19"), claims)
     assert "All 2 networks: <b>COVID-19</b>" in html
     assert (
-        "On X-rays of other hospitals, all 2 found 62% (57–67) of those with COVID-19 (n = 570) and were right in "
-        "90% (85–95) of such claims (n = 400)."
+        "On X-rays of other hospitals, all 2 found 62% (57–67) of those with COVID-19 (n = 570), and were right in "
+        "90% (85–95) of such claims (n = 400); 60% of all had it."
     ) in html
     assert claims.doubts(analysis(a="COVID-19", b="COVID-19")) == []
 
@@ -58,8 +58,8 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
 def test_where_no_other_hospital_tells_that_is_said(claims):
     html = summary(analysis(a="Normal", b="Normal"), claims)
     assert "There are no figures for X-rays of other hospitals." in html
-    assert "On test X-rays of the training hospitals, all 2 were right in 80% (75–85) of such claims (n = 120)." in html
-    assert "n = 9)" not in html, "too few to say anything"
+    told = "On test X-rays of the training hospitals, all 2 found 50% (45–55) of those with Normal (n = 380)."
+    assert told in html, "nine claims are too few to say how many are right"
     assert "was not measured" in summary(analysis(a="Tuberculosis", b="Tuberculosis"), claims)
 
 

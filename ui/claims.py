@@ -40,23 +40,22 @@ class Claims:
     def on(self, task: Task, analysis: Analysis) -> str:
         """A sentence on the class that all networks of a task name: how often they find it, and are right."""
         (name,), count = analysis.votes_of(task.name), len(analysis.readings_of(task.name))
-        told, unknown = [], []
+        unknown = []
         for split, place in _PLACES.items():
-            claim = self._of(task, analysis).get(split, {}).get("claims", {}).get(name, {})
-            if claim.get("n", 0) < _FEWEST and claim.get("claimed", 0) < _FEWEST:
-                unknown.append(place)
+            found = self._of(task, analysis).get(split, {})
+            claim = found.get("claims", {}).get(name, {})
+            if claim.get("n", 0) < _FEWEST:
+                unknown.append(f"There are no figures for {place}.")
                 continue
-            parts = []
-            if claim.get("n", 0) >= _FEWEST:
-                found = f"{_percent(claim['found'])} of those with {shown_name(name)} (n = {claim['n']})"
-                parts.append(f"found {found}")
+            shown, total = shown_name(name), found["groups"]["all"]["n"]
+            told = f"On {place}, all {count} found {_percent(claim['found'])} of those with {shown} (n = {claim['n']})"
             if claim.get("claimed", 0) >= _FEWEST:
-                parts.append(f"were right in {_percent(claim['right'])} of such claims (n = {claim['claimed']})")
-            told.append(f"On {place}, all {count} {' and '.join(parts)}.")
-            break
-        if not told:
-            return "How often these networks are right when they agree on this was not measured."
-        return " ".join([*(f"There are no figures for {place}." for place in unknown), *told])
+                told += (
+                    f", and were right in {_percent(claim['right'])} of such claims (n = {claim['claimed']}); "
+                    f"{claim['n'] / total:.0%} of all had it"
+                )
+            return " ".join([*unknown, f"{told}."])
+        return "How often these networks are right when they agree on this was not measured."
 
     def on_division(self, task: Task, analysis: Analysis) -> str:
         """A sentence on networks of a task that disagree."""
