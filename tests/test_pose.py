@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from manet_core import Pipeline, WeightsError, XRay, load_xray
-from manet_core.files.raster import XRayError
 from manet_core.files.stored import Spacing, Stored
 from manet_core.phantom import phantom
 from manet_core.pose import FAULTS, UPRIGHT, Pose, mended
@@ -48,6 +47,7 @@ def test_faults_and_tilts_are_learnt_and_limits_hold_their_share(rng):
     f, names, degrees = held_out
     probabilities, _ = pose.read(f[0])
     assert sum(probabilities.values()) == pytest.approx(1)
+    assert pose.weight.flags["C_CONTIGUOUS"], "or safetensors would save it in another order"
     upright = f[names == UPRIGHT]
     assert np.mean([bool(pose.fault(x)) for x in upright]) <= 0.05
     assert np.mean([abs(pose.tilt(x)) > pose.tilted for x in upright]) == pytest.approx(0.05, abs=0.006)
@@ -89,9 +89,8 @@ def test_the_fault_is_named_alone_and_a_class_withheld(pipe):
     x = phantom(256, 0)
     upright = pipe.analyze(x)
     assert upright.fault is None and not any("looks" in w for w in upright.warnings)
-    for fault, of in FAULTS.items():
-        if fault == "mirrored":  # a drawing's heart is no anatomy
-            continue
+    for fault in ("inverted", "turned_left", "turned_right"):  # of the others a drawing's anatomy tells too little
+        of = FAULTS[fault]
         a = pipe.analyze(XRay(np.ascontiguousarray(teaching.WRONG[fault](x.pixels))))
         assert a.fault == fault and a.to_dict()["fault"] == fault, (fault, a.fault)
         assert of.told in a.warnings and of.told in a.withheld and not a.reliable
@@ -110,14 +109,9 @@ def test_weights_without_a_pose_say_nothing(random_weights, tmp_path):
 def test_real_films_are_told_by_their_fault(pipe, index):
     """Faults of test X-rays of five sources; mirrored ones are told least, and no longer a class withheld."""
     test = index[index.split == "test"]
-    rows = test.groupby("source").head(4)
-    films = []
-    for path in rows.image:
-        try:
-            films.append(resize(load_xray(path).pixels, 256))
-        except XRayError:
-            continue
-    assert len(films) >= 12
+    rows = test.groupby("source").head(3)
+    films = [resize(load_xray(path).pixels, 256) for path in rows.image]
+    assert len(films) >= 9
     told = {UPRIGHT: [a.fault for a in pipe.analyze_many([XRay(x) for x in films])]}
     for fault, wrong in teaching.WRONG.items():
         spoilt = [XRay(np.ascontiguousarray(wrong(x))) for x in films]

@@ -79,7 +79,7 @@ def learn(train: tuple, held_out: tuple, share: float) -> Pose:
     of_fault = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000)).fit(flat[faults], number)
     of_tilt = make_pipeline(StandardScaler(), Ridge(_SMOOTHNESS)).fit(flat[level], degrees[level])
     rows = [_unscaled(of_fault), _unscaled(of_tilt)]
-    weight, bias = (np.concatenate([np.atleast_1d(row[i]) for row in rows]).astype(np.float32) for i in (0, 1))
+    weight, bias = (np.concatenate([row[i] for row in rows]).astype(np.float32, order="C") for i in (0, 1))
     pose = Pose(NAMES, weight, bias, limit=0.5, tilted=0.0)
     upright = held_out[0][held_out[1] == UPRIGHT]
     wrong = [1 - pose.read(features)[0][UPRIGHT] for features in upright]
@@ -113,7 +113,7 @@ def main() -> None:
     pose = learn(sets["train"], sets["val"], args.share)
     segmenter = Path(models["resunet"]["file"]).name  # another segmenter has other features, and another file
     path = manifest_path(args.weights).with_name(segmenter.replace("resunet", "pose"))
-    save_file({"weight": pose.weight, "bias": pose.bias}, path)
+    save_file({"weight": pose.weight, "bias": pose.bias}, path)  # which would scramble arrays in Fortran's order
     models["resunet"]["pose"] = {
         "file": path.name,
         "sha256": sha256(path),

@@ -47,12 +47,13 @@ class Claims:
             if claim.get("n", 0) < _FEWEST:
                 unknown.append(f"There are no figures for {place}.")
                 continue
-            shown, total = shown_name(name), found["groups"]["all"]["n"]
-            told = f"On {place}, all {count} found {_percent(claim['found'])} of those labelled {shown} (n = {claim['n']})"
+            shown, share = shown_name(name), claim["n"] / found["groups"]["all"]["n"]
+            found = f"{_percent(claim['found'])} of those labelled {shown} (n = {claim['n']})"
+            told = f"On {place}, all {count} found {found}"
             if claim.get("claimed", 0) >= _FEWEST:
                 told += (
                     f", and were right in {_percent(claim['right'])} of such claims (n = {claim['claimed']}); "
-                    f"{claim['n'] / total:.0%} of all were"
+                    f"{share:.0%} of all were"
                 )
             return " ".join([*unknown, f"{told}."])
         return "How often these networks are right when they agree on this was not measured."
