@@ -62,8 +62,8 @@ def alert(title: str, sentences: list[str]) -> str:
 
 
 def refusal(name: str, sentence: str, kept: str | None) -> str:
-    """Why a file is not analysed, and what is shown below it all the same: the X-ray `kept`, None if there is none."""
-    below = [] if kept is None else [f"Below is still the X-ray before it{f', {kept}' if kept else ''}."]
+    """Why a file is not analysed, and what is shown all the same: the X-ray `kept`, None if there is none."""
+    below = [] if kept is None else [f"Still shown is the X-ray before it{f', {kept}' if kept else ''}."]
     return alert(f"{name or 'The file'} was not analysed", [sentence, *below])
 
 

@@ -535,8 +535,9 @@ function tell() {
   say('place', place);
   const shownAs = value => rounded(film.first + film.step * value, film.step);
   say('window-text', `centre ${shownAs((low + high) / 2)}, width ${rounded((high - low) * film.step, film.step)}`);
-  const percent = Math.round(100 * scaleOf(panes[0]) * devicePixelRatio / film.shrunk);
-  say('zoom-text', `${percent}%${film.shrunk > 1 ? `, shown at 1/${film.shrunk} of its ${film.columns}×${film.rows} pixels` : ''}`);
+  const percent = Math.round(100 * scaleOf(panes[0]) * devicePixelRatio / film.shrunk);  // of a pixel of the screen
+  say('zoom-text', `${percent}% of ${film.columns}×${film.rows} pixels`
+    + (film.shrunk > 1 ? `, shown at 1/${film.shrunk} of its resolution` : ''));
   const windowed = film.start.some((edge, at) => Math.abs(edge - film.window[at]) > 1e-6);
   say('badge', [film.flipped && 'inverted', windowed && 'windowed'].filter(Boolean).join(', '));
   const unit = film.spacing?.at_detector ? ' Lengths are those at the detector; in the body they are smaller.' : '';
@@ -573,7 +574,7 @@ function tell() {
     const on = mine && (film.choice.name ?? '') === (button.dataset.name ?? '');
     put(button, 'aria-pressed', Boolean(on));
     put(button, 'tabindex', on ? 0 : -1);
-    button.classList.toggle('explained', Boolean(mine && explained?.name === button.dataset.name));
+    button.classList.toggle('lit', Boolean(mine && explained?.name === button.dataset.name));
   }
 }
 
