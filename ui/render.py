@@ -30,6 +30,7 @@ _COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256)) * 255).round().asty
 _ALPHA = bytes(np.minimum(255, np.arange(256) * 2).astype(np.uint8))  # the cold half fades, so that the X-ray shows
 
 HEADER = f"""
+<a class="skip" href="#stage">To the film and its reading</a>
 <header class="head"><h1>MANet</h1><p>A second opinion for chest X-rays</p>
 <p class="disclaimer">{DISCLAIMER}</p></header>
 """

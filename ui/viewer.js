@@ -62,6 +62,7 @@ async function receiveFilm(text) {
   root.classList.add('on');
   say('failed', '');
   open(film);
+  root.dataset.film = film.key;  // for whoever waits for it
 }
 
 /** A grey PNG's levels, {width, height, values: Uint8Array}. */
@@ -92,6 +93,7 @@ async function receiveLayers(text) {
   if (film === shown) arrange();
   else open(film);  // it is the one whose reading the page tells now
   drawStrip();
+  root.dataset.answered = film.key;
 }
 
 /** The network that is chosen for a film, the class that is explained, and its heatmap. */
@@ -621,7 +623,9 @@ function drawStrip() {
   strip.replaceChildren(...list.map(film => {
     const item = document.createElement('li'), main = document.createElement('button');
     if (!film.thumbnail) film.thumbnail = thumbnail(film);
-    main.append(film.thumbnail, film.name || 'no name');
+    const name = document.createElement('span');
+    name.textContent = film.name || 'no name';
+    main.append(film.thumbnail, name);
     main.setAttribute('aria-current', film === shown);
     main.title = `Show ${film.name}`;
     main.onclick = () => { open(film); trigger('submit', {film: film.key}); };

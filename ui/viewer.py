@@ -101,7 +101,7 @@ def shell() -> str:
     return f"""
 <div class="viewer" data-colours="{escape(json.dumps(colours))}" data-kept="{KEPT}">{render.EMPTY}
 {_toolbar()}
-<div class="stage" tabindex="0" role="application" aria-label="X-ray; press ? for its keys"><canvas></canvas>
+<div class="stage" id="stage" tabindex="0" role="application" aria-label="X-ray; press ? for its keys"><canvas></canvas>
 <svg aria-hidden="true"></svg><div class="labels"></div><p class="badge" role="status"></p>
 <p class="failed" role="alert"></p>
 <p class="told-place"><span class="place"></span><span class="window-text"></span><span class="zoom-text"></span></p>
