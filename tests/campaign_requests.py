@@ -129,8 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     import psutil
+    from conftest import served
     from gradio_client import Client
-    from test_app import served
 
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -1,7 +1,14 @@
-"""What several test files need: real X-rays where they are, weights shipped and random."""
+"""What several test files need: real X-rays where they are, weights shipped and random, the page and a browser."""
 
 import os
+import shutil
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +24,8 @@ from manet_core.tasks import get_task
 from manet_core.weights import read_manifest, sha256, write_manifest
 
 ROOT = Path(__file__).parent.parent
+WAIT_S = float(os.environ.get("MANET_TEST_WAIT", 120))  # for machines that do much else
+BROWSER_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="session")
@@ -154,3 +163,75 @@ def fresh_accelerator():
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@contextmanager
+def served(weights: Path, temporary: Path, *options: str, hostile: bool = False):
+    """(url, folder of uploads) of `python app.py`, running; unless asked in `hostile` ways, it logs no traceback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uploads = temporary / "uploads"
+    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights), *options]
+    with (temporary / "log").open("w+") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"GRADIO_TEMP_DIR": str(uploads)}
+        )
+        try:
+            url = f"http://127.0.0.1:{port}/"
+            wait_until(lambda: _answers(url) or process.poll() is not None)
+            assert process.poll() is None, (temporary / "log").read_text()
+            yield url, uploads
+        finally:
+            process.terminate()
+            process.wait(WAIT_S)
+        assert hostile or "Traceback" not in (temporary / "log").read_text()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def server(random_weights, weights, tmp_path_factory):
+    folder = behind_shipped_segmenter(random_weights, weights, tmp_path_factory.mktemp("weights"))
+    with served(folder, tmp_path_factory.mktemp("server")) as url_and_uploads:
+        yield url_and_uploads
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A fresh page of 1280×720; `page.requested` lists every address it asked for."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 720})
+    page = context.new_page()
+    page.set_default_timeout(1000 * WAIT_S)
+    page.requested = []
+    context.on("request", lambda request: page.requested.append(request.url))
+    yield page
+    context.close()
+    strangers = [
+        url for url in page.requested if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:"))
+    ]
+    assert not strangers

@@ -6,22 +6,16 @@ import io
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from conftest import behind_shipped_segmenter
+from conftest import WAIT_S, behind_shipped_segmenter, served, wait_until
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError, AuthenticationError
 from PIL import Image
@@ -35,87 +29,12 @@ from manet_core.tasks import get_task
 from manet_core.weights import read_manifest
 from ui.networks import Networks
 
-ROOT = Path(__file__).parent.parent
 PATIENT = "Mustermann-Erika"  # what a file name may give away
-WAIT_S = float(os.environ.get("MANET_TEST_WAIT", 120))  # for machines that do much else
-BROWSER_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-
-@contextmanager
-def served(weights: Path, temporary: Path, *options: str, hostile: bool = False):
-    """(url, folder of uploads) of `python app.py`, running; unless asked in `hostile` ways, it logs no traceback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uploads = temporary / "uploads"
-    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights), *options]
-    with (temporary / "log").open("w+") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"GRADIO_TEMP_DIR": str(uploads)}
-        )
-        try:
-            url = f"http://127.0.0.1:{port}/"
-            _wait_until(lambda: _answers(url) or process.poll() is not None)
-            assert process.poll() is None, (temporary / "log").read_text()
-            yield url, uploads
-        finally:
-            process.terminate()
-            process.wait(WAIT_S)
-        assert hostile or "Traceback" not in (temporary / "log").read_text()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
-
-
-def _wait_until(condition) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def server(random_weights, weights, tmp_path_factory):
-    folder = behind_shipped_segmenter(random_weights, weights, tmp_path_factory.mktemp("weights"))
-    with served(folder, tmp_path_factory.mktemp("server")) as url_and_uploads:
-        yield url_and_uploads
 
 
 @pytest.fixture(scope="module")
 def client(server):
     return Client(server[0], verbose=False)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_ARGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium):
-    """A fresh page of 1280×720; `page.requested` lists every address it asked for."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 720})
-    page = context.new_page()
-    page.set_default_timeout(1000 * WAIT_S)
-    page.requested = []
-    context.on("request", lambda request: page.requested.append(request.url))
-    yield page
-    context.close()
-    strangers = [
-        url for url in page.requested if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:"))
-    ]
-    assert not strangers
 
 
 @pytest.fixture(scope="module")
@@ -174,53 +93,49 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def _sources(page) -> list[str]:
-    return [image.get_attribute("src") for image in page.query_selector_all(".card .heat")]
+def _stage(page) -> bytes:
+    """The film as it is drawn now."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page.locator(".stage canvas").screenshot()
 
 
 def test_empty_page_says_what_to_do(server, page):
     page.goto(server[0])
-    page.wait_for_selector("text=Drop a frontal chest X-ray above")
+    page.wait_for_selector("text=Drop a frontal chest X-ray here")
     assert page.title() == "MANet"
     assert page.is_visible("text=A second opinion for chest X-rays")
     assert page.is_visible("text=synthetic phantom, not a person")
     assert page.is_visible(f"text={DISCLAIMER}")
-    assert not page.is_visible("text=Opacity")
+    assert not page.is_visible(".stage") and not page.is_visible("text=Method of heatmaps")
     _shot(page, "empty")
 
 
-def test_upload_shows_pictures_and_cards(server, page, phantom_png):
+def test_upload_shows_the_film_and_its_reading(server, page, phantom_png):
     url, uploads = server
     page.goto(url)
     _send(page, phantom_png)
-    page.wait_for_selector(".card")
-    assert page.locator(".pictures img:not(.outline)").count() == 4
-    assert page.locator(".card").count() == 3
-    assert [
-        image.get_attribute("alt").split(" (")[0] for image in page.query_selector_all(".pictures img:not(.outline)")
-    ] == [
-        "Original",
-        "Predicted mask",
-        "Post-processed mask",
-        "Segmented lungs",
+    page.wait_for_selector(".readings [aria-pressed=true]")
+    numbers = [
+        [float(p[:-1]) for p in row.locator("td").all_inner_texts()] for row in page.locator(".readings tbody tr").all()
     ]
-    for card in page.query_selector_all(".card"):
-        shown = re.findall(r"[\d.]+%", card.query_selector("table").inner_text())
-        assert len(shown) == len(CLASSES) and sum(float(p[:-1]) for p in shown) == pytest.approx(100, abs=0.3)
-        assert "Heatmap of" in card.inner_text()
+    assert [len(row) for row in numbers] == [3] * len(CLASSES)
+    assert [sum(column) for column in zip(*numbers)] == pytest.approx([100] * 3, abs=0.3)
     assert page.is_visible("section.limits >> text=sum to 100%")
     assert page.is_visible(f"section.limits >> text={DISCLAIMER}")
+    assert "Heatmap of" in page.inner_text(".explained")
 
-    before, requests = _sources(page), len(page.requested)
-    page.click("label:has-text('Tuberculosis')")
-    page.wait_for_function("old => document.querySelector('.card .heat').src != old", arg=before[0])
-    assert all(a != b for a, b in zip(before, _sources(page)))
-    assert all("Heatmap of Tuberculosis" in text for text in page.locator(".card figcaption").all_inner_texts())
-    assert not any("queue/join" in address for address in page.requested[requests:])  # where analyses are asked for
-
-    page.fill("input[type=number]", "0.2")
-    page.press("input[type=number]", "Tab")
-    page.wait_for_function("getComputedStyle(document.querySelector('.heat')).opacity == 0.2")
+    before, requests = _stage(page), len(page.requested)
+    page.click(".readings [data-network=efficientnet_lite0_cbam][data-name=Tuberculosis]")
+    page.wait_for_selector(".explained >> text=Heatmap of Tuberculosis by EfficientNet-Lite0, CBAM")
+    assert _stage(page) != before
+    page.click("button:text-is('Stages')")
+    assert [label.split("\n")[0] for label in page.locator(".labels b").all_inner_texts()] == [
+        "Original", "Predicted mask", "Post-processed mask", "Segmented lungs",
+    ]  # fmt: skip
+    page.click("button:text-is('Networks')")
+    labels = page.locator(".labels p").all_inner_texts()
+    assert len(labels) == 3 and all(": Tuberculosis" in label and "in lung" in label for label in labels)
+    assert page.requested[requests:] == [], "the browser has it all"
 
     _shot(page, "result")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
@@ -229,38 +144,19 @@ def test_upload_shows_pictures_and_cards(server, page, phantom_png):
     digest = hashlib.sha256(load_xray(phantom_png).pixels.tobytes()).hexdigest()
     assert re.match(rf"{PATIENT}\.png, read \d{{4}}-.*, pixels SHA-256 {digest[:16]}", page.inner_text("#read"))
     assert page.locator("#drop").bounding_box()["width"] < 250  # it has done its work
-    _wait_until(lambda: not _files(uploads))
+    wait_until(lambda: not _files(uploads))
 
 
-def test_view_changes_without_another_analysis(server, page, phantom_png):
-    """Outline, window and the like happen in the browser; colours and scale come from what the server keeps."""
+def test_a_film_can_be_fetched_once(server, page):
     page.goto(server[0])
-    _send(page, phantom_png)
-    page.wait_for_selector(".card")
-    requests = len(page.requested)
-    page.click("#view >> text=Window, colours, scale")
-    assert not page.is_visible(".outline")
-    page.check("#view label:has-text('outline') input")
-    page.wait_for_selector(".outline")
-    under = "getComputedStyle(document.querySelector('.card .xray'), '::before').backgroundImage"
-    whole = page.evaluate(under)
-    page.check("#view label:has-text('over the lungs alone') input")
-    page.wait_for_function(f"old => {under} != old", arg=whole)
-    page.check("#view label:has-text('Invert') input")
-    page.wait_for_function("document.querySelector('#window feFuncR').getAttribute('slope') == -1")
-    assert page.evaluate("document.querySelector('#window feFuncR').getAttribute('intercept')") == "1"
-    badge = "getComputedStyle(document.querySelector('.gradio-container')).getPropertyValue('--window')"
-    assert page.evaluate(badge) == '"inverted"'
-    before = _sources(page)
-    page.check("#view label:has-text('viridis') input")
-    page.wait_for_function("old => document.querySelector('.card .heat').src != old", arg=before[0])
-    page.check("#view label:has-text('one for all panels') input")
-    page.wait_for_selector("text=strongest place of all panels")
-    assert not any("queue/join" in address for address in page.requested[requests:])
-    page.click("button:has-text('Clear lungs')")  # another film is seen as it is
-    page.wait_for_selector("#read >> text=phantom, clear lungs")
-    page.wait_for_function("document.querySelector('#window feFuncR').getAttribute('slope') == 1")
-    assert page.evaluate(badge) == "none" and not page.is_checked("#view label:has-text('Invert') input")
+    with page.expect_response("**/film") as film:
+        page.click("button:has-text('Clear lungs')")
+    key = film.value.request.post_data
+    assert len(key) == 32 and film.value.status == 200 and film.value.headers["cache-control"] == "no-store"
+    for data in (key.encode(), b"\xff", b""):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(urllib.request.Request(server[0] + "film", data, method="POST"))
+    page.wait_for_selector(".readings")
 
 
 def _choose_explainer(page, title: str) -> None:
@@ -272,14 +168,14 @@ def test_another_explainer(server, page, phantom_png):
     page.goto(server[0])
     _send(page, phantom_png)
     page.wait_for_selector(".notes >> text=A heatmap (Grad-CAM)")
-    before, numbers = _sources(page), page.locator(".card table").all_inner_texts()
+    page.wait_for_selector(".readings [aria-pressed=true]")
+    before, numbers = _stage(page), page.inner_text(".readings")
     _choose_explainer(page, "LayerCAM")
     page.wait_for_selector(".notes >> text=A heatmap (LayerCAM)")
     assert page.locator("#explaining .stage").count() == 0
-    assert page.locator(".card table").all_inner_texts() == numbers
-    assert any(a != b for a, b in zip(before, _sources(page)))
-    page.click("#explain label:has-text('Tuberculosis')")  # of the new heatmaps
-    page.wait_for_selector("figcaption >> text=Heatmap of Tuberculosis")
+    page.wait_for_selector(".readings [aria-pressed=true]")
+    assert page.inner_text(".readings") == numbers
+    wait_until(lambda: _stage(page) != before)
     _shot(page, "explainer")
     page.click("button:has-text('Faint shadow')")  # the choice holds for the next X-ray
     page.wait_for_selector("text=synthetic drawing")
@@ -300,16 +196,15 @@ def test_several_tasks(many_tasks, weights, tmp_path, page, phantom_png):
         _send(page, phantom_png)
         page.wait_for_selector("text=What do you see?")
         page.click("#quiz label:has-text('Tuberculosis')")
-        page.wait_for_selector(".card")
-        assert page.locator("section.cards").count() == 1 and page.locator(".card").count() == 2  # the first family
-        for task, count in (("Normal, pneumonia or COVID-19", 3), ("14 findings", 4)):  # of the film that is kept
+        page.wait_for_selector(".readings")
+        assert page.locator(".readings").count() == 1 and page.locator(".readings thead th").count() == 2
+        for task, count in (("Normal, pneumonia or COVID-19", 2), ("14 findings", 3)):  # of the film that is kept
             page.check(f"#families label:has-text('{task}') input")
-            page.wait_for_function("count => document.querySelectorAll('.card').length == count", arg=count)
-        assert page.locator("section.cards").count() == 3
-        assert page.locator(".card table").nth(3).locator("tr").count() == 14
+            page.wait_for_function("count => document.querySelectorAll('.readings').length == count", arg=count)
+        assert page.locator(".readings").nth(2).locator("tbody tr").count() == 14
         assert page.locator(".summary").count() == 3
-        page.click("#explain label:has-text('Effusion')")
-        page.wait_for_selector("figcaption >> text=Heatmap of Effusion")
+        page.click(".readings [data-name=Effusion]")
+        page.wait_for_selector(".explained >> text=Heatmap of Effusion")
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
         _shot(page, "tasks")
         page.click("button:has-text('Report on one page')")
@@ -350,19 +245,19 @@ def test_models_tab_says_what_was_not_measured(server, page):
 def test_bad_file_then_dicom(server, page, text_file, phantom_dicom):
     url, uploads = server
     page.goto(url)
-    page.wait_for_selector("text=Drop a frontal chest X-ray above")
+    page.wait_for_selector("text=Drop a frontal chest X-ray here")
     _send(page, text_file)
     page.wait_for_selector("[role=alert] >> text=This is not a picture that MANet can read")
     assert "Traceback" not in page.content()
-    assert page.locator(".card").count() == 0
+    assert page.locator(".readings").count() == 0
     _send(page, phantom_dicom)
-    page.wait_for_selector(".card")
+    page.wait_for_selector(".readings")
     assert page.locator("[role=alert] >> text=not a picture").count() == 0
-    assert page.is_visible("text=200×240 pixels")
+    page.wait_for_selector(".zoom-text >> text=200×240 pixels")
     _send(page, text_file)  # what was read stays, and is told to be of the film before
     page.wait_for_selector("[role=alert] >> text=notes.txt was not analysed")
-    assert page.is_visible("[role=alert] >> text=Below is still the X-ray before it, IM000001.")
-    assert page.is_visible(".card") and page.is_visible(".pictures") and page.is_visible("#read >> text=IM000001")
+    assert page.is_visible("[role=alert] >> text=Still shown is the X-ray before it, IM000001.")
+    assert page.is_visible(".readings") and page.is_visible(".stage") and page.is_visible("#read >> text=IM000001")
     _shot(page, "refused")
     assert not _files(uploads)
 
@@ -372,21 +267,22 @@ def test_no_class_is_named_where_there_are_no_lungs(server, page, tmp_path, rng)
     page.goto(server[0])
     _send(page, tmp_path / "noise.png")
     page.wait_for_selector("#withheld >> text=No reliable reading")
-    assert page.locator("#withheld li").count() > 0 and page.is_visible(".pictures")
-    assert not page.is_visible(".card") and not page.is_visible("#summary")
+    assert page.locator("#withheld li").count() > 0 and page.is_visible(".stage")
+    assert page.is_disabled("button:text-is('Networks')") is False and page.inner_text(".explained") == ""
+    assert not page.is_visible(".readings") and not page.is_visible("#summary")
     page.click("button:has-text('answers anyway')")
-    page.wait_for_selector(".card")
+    page.wait_for_selector(".readings")
     assert page.is_visible("#summary") and page.is_visible("#withheld") and not page.is_visible("#anyway")
     page.click("button:has-text('Clear lungs')")
     page.wait_for_selector("#read >> text=phantom, clear lungs")
-    page.wait_for_selector(".card")
+    page.wait_for_selector(".readings")
     assert not page.is_visible("#withheld") and page.is_visible("#summary")
 
 
 def test_phantom_button(server, page):
     page.goto(server[0])
     page.click("button:has-text('Dense shadow')")
-    page.wait_for_selector(".card")
+    page.wait_for_selector(".readings")
     assert page.is_visible("[role=alert] >> text=synthetic")
     _shot(page, "phantom")
 
@@ -394,14 +290,14 @@ def test_phantom_button(server, page):
 def test_pages_do_not_share_results(server, chromium, page, phantom_png):
     page.goto(server[0])
     _send(page, phantom_png)
-    page.wait_for_selector(".card")
+    page.wait_for_selector(".readings")
     other = chromium.new_context()
     try:
         stranger = other.new_page()
         stranger.set_default_timeout(1000 * WAIT_S)
         stranger.goto(server[0])
-        stranger.wait_for_selector("text=Drop a frontal chest X-ray above")
-        assert stranger.locator(".card").count() == 0
+        stranger.wait_for_selector("text=Drop a frontal chest X-ray here")
+        assert stranger.locator(".readings").count() == 0
     finally:
         other.close()
 
@@ -441,7 +337,7 @@ def test_endpoint_same_file_at_once(server, client, phantom_png):
         jobs = [pool.submit(client.predict, handle_file(phantom_png), api_name="/analyze") for _ in range(4)]
         answers = [job.result() for job in jobs]
     assert all(answer == answers[0] for answer in answers)
-    _wait_until(lambda: not _files(server[1]))
+    wait_until(lambda: not _files(server[1]))
 
 
 def test_batch_endpoint(server, client, phantom_png, text_file, tmp_path):
@@ -461,7 +357,7 @@ def test_batches_do_not_wait_for_one_another(client, phantom_png, tmp_path):
         for number in range(30):
             archive.writestr(f"{number}.png", _png(phantom(256, seed=number % 3).pixels))
     long = client.submit([handle_file(tmp_path / "long.zip")], api_name="/batch")
-    _wait_until(lambda: long.status().code.name == "PROCESSING")
+    wait_until(lambda: long.status().code.name == "PROCESSING")
     assert "readings" in client.predict([handle_file(phantom_png)], api_name="/batch")[0]
     assert not long.done()
     assert len(long.result()) == 30 and all("readings" in row for row in long.result())
@@ -525,7 +421,7 @@ def test_compare_attention(server, page):
     page.wait_for_selector("text=First analyse an X-ray")
     page.click("button[role=tab]:has-text('Second opinion')")
     page.click("button:has-text('Dense shadow')")
-    page.wait_for_selector(".card")
+    page.wait_for_selector(".readings")
     page.click("button[role=tab]:has-text('Compare attention')")
     page.wait_for_selector(".grid")
     assert page.locator(".grid .heat").count() == 15
@@ -540,9 +436,9 @@ def test_compare_attention(server, page):
     page.mouse.down()
     page.mouse.move(box["x"] + 300, box["y"] + 200, steps=4)
     page.mouse.up()
-    _wait_until(lambda: page.inner_html("#grid") != before)  # another mask, other lungs and heatmaps
+    wait_until(lambda: page.inner_html("#grid") != before)  # another mask, other lungs and heatmaps
     page.click("button:has-text('The predicted mask again')")
-    _wait_until(lambda: page.inner_html("#grid") == before)
+    wait_until(lambda: page.inner_html("#grid") == before)
 
     page.click("label:has-text('all but the lungs')")
     page.wait_for_selector(".grid >> text=The networks are shown all but the lungs")
@@ -559,16 +455,23 @@ def test_read_first(server, page):
     page.click("label:has-text('Read first')")
     page.click("button:has-text('Clear lungs')")
     page.wait_for_selector("text=What do you see?")
-    page.wait_for_selector(".pictures")
-    assert not page.is_visible(".card") and not page.is_visible(".summary")
-    assert page.locator(".pictures img").count() == 1  # no mask
+    page.wait_for_selector(".stage")
+    assert not page.is_visible(".readings") and not page.is_visible(".summary")
+    before = _stage(page)
+    for name in ("Heatmap", "Mask", "Outline", "Lungs", "Stages", "Networks"):
+        assert page.is_disabled(f".toolbar button:text-is('{name}')")
+    page.focus(".stage")
+    for key in "hmolsn":
+        page.keyboard.press(key)
+    assert _stage(page) == before  # no mask, no heatmap
     tabs = page.locator("button[role=tab]:not(:has-text('Second opinion'))")
     assert tabs.count() == 3 and all(tab.is_disabled() for tab in tabs.all())
     _shot(page, "read-first")
     page.click("#quiz label:has-text('Tuberculosis')")
     page.wait_for_selector(".quiz >> text=You read Tuberculosis")
-    page.wait_for_selector(".card")
-    assert page.locator(".pictures img:not(.outline)").count() == 4 and not any(t.is_disabled() for t in tabs.all())
+    page.wait_for_selector(".readings")
+    wait_until(lambda: page.is_enabled(".toolbar button:text-is('Mask')") and _stage(page) != before)
+    assert not any(t.is_disabled() for t in tabs.all())
     assert re.search("agree on [01] of 1", page.inner_text(".quiz"))
 
 
@@ -576,10 +479,11 @@ def test_keyboard_alone(server, page):
     page.goto(server[0])
     page.focus("button:has-text('Clear lungs')")
     page.keyboard.press("Enter")
-    page.wait_for_selector(".card")
-    page.focus("#explain input")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector("figcaption >> text=Heatmap of Normal")
+    page.wait_for_selector(".readings [aria-pressed=true]")
+    page.focus(".readings [aria-pressed=true]")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector(".explained >> text=Heatmap of Normal")
+    assert page.evaluate("document.activeElement.dataset.name") == "Normal"
     page.focus("button[role=tab]:has-text('Models')")
     page.keyboard.press("Enter")
     page.wait_for_selector(".models")
@@ -592,7 +496,7 @@ def test_phone(server, chromium):
     try:
         page.goto(server[0])
         page.click("button:has-text('Clear lungs')")
-        page.wait_for_selector(".card")
+        page.wait_for_selector(".readings")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         _shot(page, "phone")
     finally:
@@ -607,12 +511,11 @@ def test_no_serious_fault_of_access(server, page, phantom_png):
         return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
 
     page.goto(server[0])
-    page.wait_for_selector("text=Drop a frontal chest X-ray above")
+    page.wait_for_selector("text=Drop a frontal chest X-ray here")
     assert faults() == []
     _send(page, phantom_png)
-    page.wait_for_selector(".card")
-    for panel in ("Window, colours, scale", "Report on one page"):
-        page.click(f"button:has-text('{panel}')")
+    page.wait_for_selector(".readings")
+    page.click("button:has-text('Report on one page')")
     assert faults() == []
     page.click("button[role=tab]:has-text('Compare attention')")
     page.wait_for_selector(".pyramid")
@@ -630,7 +533,7 @@ def test_no_serious_fault_of_access(server, page, phantom_png):
 def test_report_is_saved(server, page):
     page.goto(server[0])
     page.click("button:has-text('Clear lungs')")
-    page.wait_for_selector(".card")
+    page.wait_for_selector(".readings")
     page.click("button:has-text('Report on one page')")
     page.fill("#report textarea", "Teaching file 7")
     for kind, magic in (("PDF", b"%PDF-"), ("PNG", b"\x89PNG")):
@@ -718,10 +621,9 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
         page.goto(url)
         for film in (Path(films["Normal"]), dicom):
             _send(page, film)
-            page.wait_for_selector(".card", state="detached") if film == dicom else None
-            page.wait_for_selector(".card")
-            assert page.locator(".pictures img:not(.outline)").count() == 4
-            assert page.locator(".card").count() == len(answering)
+            page.wait_for_selector(".readings", state="detached") if film == dicom else None
+            page.wait_for_selector(".readings")
+            assert page.locator(".readings thead th").count() == len(answering)
             assert re.search("The networks (dis)?agree", page.inner_text(".summary"))
         _shot(page, "real")
         page.click("button[role=tab]:has-text('Compare attention')")

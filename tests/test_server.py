@@ -19,10 +19,10 @@ import campaign_files
 import campaign_requests
 import pytest
 import uvicorn
-from conftest import ROOT
+from conftest import ROOT, WAIT_S, served, wait_until
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from test_app import WAIT_S, _files, _wait_until, served
+from test_app import _files
 
 from ui import gate
 from ui.gate import Gate, patient
@@ -149,8 +149,8 @@ def test_uploads_are_bounded_and_leave_nothing(server, ask):
         head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         head += '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
         cut_short.sendall(head.encode() + bytes(200_000))
-        _wait_until(lambda: _files(uploads))
-    _wait_until(lambda: not _files(uploads))
+        wait_until(lambda: _files(uploads))
+    wait_until(lambda: not _files(uploads))
 
 
 def test_hostile_requests_harm_nobody(server):
@@ -175,7 +175,7 @@ def behind_the_gate(folder: Path, **options):
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
-    _wait_until(lambda: running.started)
+    wait_until(lambda: running.started)
     try:
         yield running.servers[0].sockets[0].getsockname()
     finally:

@@ -20,20 +20,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
 from PIL import Image
 
 from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier, preprocess
+from manet_core.files.stored import Spacing, Stored
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
 from manet_core.table import no_formula
 from manet_core.tasks import get_task
 from manet_core.weights import read_manifest, write_manifest
-from ui import batch, render, startup, teach
+from ui import batch, render, startup, teach, viewer
 from ui.models import models_page, reliability_svg
-from ui.networks import Networks, results_of
+from ui.networks import Film, Networks, results_of
 from ui.newest import Newest, Superseded
-from ui.render import OWN, PREDICTED, SHARED, View
 from ui.startup import gr
 from ui.uploads import Uploads
 
@@ -260,27 +259,64 @@ def test_fit(shape, expected):
     assert render.fit(shape, 1024) == expected
 
 
-def test_pictures_have_the_aspect_of_the_xray():
-    pixels = phantom(256).pixels[:, :200]
-    html = render.pictures(pixels, (2560, 2000), Lungs.from_probability(pixels[:128, :128]), [])
-    _well_formed(html)
-    found = [_picture(url) for url in re.findall(r'src="([^"]+)"', html)]
-    assert [picture.size for picture in found] == [(200, 256)] * 5  # four, and the mask's outline over the first
-    assert "--ratio:0.7812" in html and "2000×2560 pixels" in html
+def _told(x: XRay) -> tuple[dict, np.ndarray]:
+    """What the viewer is told of a film, and the values that it fetches."""
+    waiting = viewer.Waiting()
+    film = json.loads(viewer.film_text(x, "key", "<b>.dcm", waiting))
+    levels = np.frombuffer(waiting.take("key"), "<u2" if film["deep"] else "u1")
+    return film, levels.reshape(film["height"], film["width"])
 
 
-def test_the_film_alone_shows_no_mask():
-    pixels = phantom(256).pixels
-    html = render.film(pixels, pixels.shape)
-    _well_formed(html)
-    assert html.count("<figure>") == 1 and "mask" not in html and "--lungs" not in html
-    assert np.array_equal(np.asarray(_picture(re.search(r'src="([^"]+)"', html)[1])), (pixels * 255).round())
+def test_a_film_is_fetched_once_by_its_key():
+    waiting = viewer.Waiting()
+    waiting.put("key", b"levels")
+    assert waiting.take("another") is None and waiting.take("key") == b"levels" and waiting.take("key") is None
+    for number in range(40):
+        waiting.put(str(number), b"")
+    assert waiting.take("0") is None and waiting.take("39") == b""
 
 
-def test_the_caption_tells_who_is_shown_the_whole_xray():
-    pixels = phantom(64).pixels
-    html = render.pictures(pixels, pixels.shape, Lungs.from_probability(pixels), ["alexnet", "alexnet_attn2"])
-    assert "what the classifiers are shown; the whole X-ray is shown to AlexNet, AlexNet (attention after two" in html
+def test_the_viewer_gets_every_value_of_a_film(rng):
+    values = rng.integers(100, 4000, (70, 90)).astype(np.float32)
+    stored = Stored.of(values, window=(1000, 2000), inverted=True)
+    film, levels = _told(XRay(values, stored=stored, spacing=Spacing(0.2, 0.1, True)))
+    assert np.array_equal(film["first"] + film["step"] * levels, values) and film["deep"] and film["inverted"]
+    assert [film["first"] + film["step"] * edge for edge in film["start"]] == [1000, 2000]
+    assert film["spacing"] == {"rows": 0.2, "columns": 0.1, "at_detector": True} and film["name"] == "<b>.dcm"
+    film, levels = _told(XRay(values, stored=Stored.of(values // 16)))
+    assert not film["deep"] and film["step"] == 1 and film["spacing"] is None
+
+
+def test_a_large_film_is_halved_and_says_so(monkeypatch):
+    monkeypatch.setattr(viewer, "MOST_PIXELS", 1000)
+    film, levels = _told(phantom(101))
+    assert levels.shape == (25, 25) and film["shrunk"] == 4 and (film["rows"], film["columns"]) == (101, 101)
+
+
+def _layers(analysis: Analysis, whole: tuple[str, ...] = (), heatmaps: bool = True) -> dict:
+    film = Film(analysis, {}, (2560, 2000), "a.png", "", datetime.now(), "key")
+    return json.loads(viewer.layers_text(film, list(whole), heatmaps))
+
+
+def test_layers_have_masks_and_every_heatmap(readings):
+    readings["resnet34_ma"] = replace(readings["resnet34_ma"], box=(0.125, 0.25, 0.875, 0.75))
+    analysis = _analysis(readings)
+    found = _layers(analysis, ("alexnet", "alexnet_attn2"))
+    assert _picture(found["mask"]).size == (800, 1024) == _picture(found["raw"]).size
+    share = (np.asarray(_picture(found["mask"])) > 127).mean()
+    assert share == pytest.approx(analysis.segmentation.cleaned.mean(), abs=0.01)
+    assert "the whole X-ray is shown to AlexNet, AlexNet (attention after two" in found["seen"]
+    assert found["film"] == "key" and found["lead"] == "COVID-19" and found["claim"] == "COVID-19 by 4 of 4"
+    assert [network["name"] for network in found["networks"]] == list(readings)
+    masked = found["networks"][2]
+    assert masked["box"] == [0.25, 0.125, 0.5, 0.75] and masked["title"] == "ResNet-34, mask attention (MA)"
+    for name, heatmap in readings["resnet34_ma"].heatmaps.items():
+        assert np.array_equal(np.asarray(_picture(masked["classes"][name]["heat"])), (heatmap * 255).round())
+
+
+def test_heatmaps_stay_away_until_they_may_be_seen(readings):
+    found = _layers(replace(_analysis(readings), withheld=["No lungs."]), heatmaps=False)
+    assert found["networks"] == [] and found["claim"] == "No reliable reading"
 
 
 def test_a_headline_names_no_class_where_it_is_withheld():
@@ -302,64 +338,33 @@ def test_a_film_is_told_by_name_time_and_hash():
 def test_a_refusal_says_what_is_still_shown():
     html = render.refusal("<x>.txt", "This is no picture.", "film.png")
     _well_formed(html)
-    assert "&lt;x&gt;.txt was not analysed" in html and "still the X-ray before it, film.png." in html
-    assert "still" not in render.refusal("", "This is no picture.", None)
+    assert "&lt;x&gt;.txt was not analysed" in html and "Still shown is the X-ray before it, film.png." in html
+    assert "Still" not in render.refusal("", "This is no picture.", None)
 
 
-def test_cards_place_attentions_in_columns(readings):
-    html = render.cards(_analysis(readings), View())
+def test_readings_have_a_row_a_class_and_a_column_a_network(readings):
+    html = render.readings(_analysis(readings))
     _well_formed(html)
-    assert re.findall(r"grid-area:(\d/\d)", html) == ["1/1", "1/2", "2/2", "2/3"]
-    assert "ResNet-34 <span>+ mask attention (MA)" in html
-    assert "--columns:3" in html
-    assert "--columns:1" in render.cards(_analysis({"resnet34_ma": readings["resnet34_ma"]}), View())
+    assert re.findall(r'<th scope="row">([^<]+)', html) == list(CLASSES)
+    head = re.search("<thead>.*</thead>", html, re.S)[0]
+    assert "EfficientNet-Lite0<br>plain" in head and "ResNet-34<br>CBAM" in head and head.count("<button") == 4
+    assert html.count('data-network="resnet34_ma" data-name="COVID-19"') == 1 and html.count(">60.0%<") == 4
+    assert html.count('class="top"') == 4
+    one = render.readings(_analysis({"resnet34_ma": readings["resnet34_ma"]}))
+    assert "by ResNet-34" in one and ">MA</button>" in one
 
 
-def test_cards_explain_the_class_that_is_asked_for(readings):
-    predicted, other = (render.cards(_analysis(readings), View(explain)) for explain in (PREDICTED, "Normal"))
-    assert predicted.count("Heatmap of <b>COVID-19</b>") == other.count("Heatmap of <b>Normal</b>") == len(readings)
-    assert other.count("<b>COVID-19</b> 60.0%") == len(readings)  # the prediction stays what it is
-    assert other.count("raw peak 0.25, 80% in lung (right 50%, left 30%)") == 2 * len(
-        readings
-    )  # caption and alternative text
-    assert other.count("with MA partly by construction") == 2 * 2
-    own = {"vgg16_ma": readings["resnet34_ma"], "alexnet_attn1": readings["resnet34_ma"]}
-    assert render.cards(_analysis(own), View("Normal")).count("partly by construction") == 2
-
-
-def test_empty_heatmap_is_named(readings):
+def test_a_heatmap_is_told_with_its_figures(readings):
+    told = render.figures("resnet34_ma", readings["resnet34_ma"], "Normal")
+    assert told == "raw peak 0.25, 80% in lung (right 50%, left 30%), with MA partly by construction"
+    assert "construction" not in render.figures("resnet34", readings["resnet34_ma"], "Normal")
+    assert render.figures("vgg16_ma", readings["resnet34_ma"], "Normal").endswith("partly by construction")
     readings["resnet34_ma"].peaks["Normal"] = 0.0
-    assert "empty, no evidence for this class" in render.cards(_analysis(readings), View("Normal"))
+    assert "empty, no evidence for this class" in render.figures("resnet34_ma", readings["resnet34_ma"], "Normal")
 
 
 def _heats(html: str) -> list[np.ndarray]:
     return [np.asarray(_picture(url)) for url in re.findall(r'class="heat"\s+src="([^"]+)"', html)]  # palette numbers
-
-
-def test_a_shared_scale_keeps_the_ratio_of_the_peaks(readings):
-    readings["resnet34_ma"].peaks["Normal"] = 0.5
-    own, shared = (_heats(render.cards(_analysis(readings), View("Normal", scale=scale))) for scale in (OWN, SHARED))
-    peaks = [reading.peaks["Normal"] for reading in readings.values()]
-    for a, b, peak in zip(own, shared, peaks):
-        np.testing.assert_allclose(b, a * (peak / 0.5), atol=1)
-
-
-@pytest.mark.parametrize("name", render.COLOUR_MAPS)
-def test_heatmaps_and_legend_have_the_chosen_colours(readings, name):
-    html = render.cards(_analysis(readings), View("Normal", name))
-    top = [round(255 * c) for c in colormaps[name](1.0)[:3]]
-    assert f"rgb({','.join(map(str, top))})" in html
-    url = re.search(r'class="heat"\s+src="([^"]+)"', html)[1]
-    assert _picture(url).getpalette()[-3:] == top
-
-
-def test_the_outline_is_the_edge_of_the_mask():
-    mask = np.zeros((50, 60), bool)
-    mask[10:40, 10:50] = True
-    drawn = np.asarray(render.outline(mask).convert("RGBA"))[..., 3] > 0
-    edge = mask.copy()
-    edge[11:39, 11:49] = False
-    assert np.array_equal(drawn, edge)
 
 
 def test_summary_counts(readings, rng):
@@ -374,49 +379,41 @@ def test_summary_counts(readings, rng):
 
 def test_one_task_needs_no_title(readings):
     analysis = _analysis(readings)
-    page = render.summary(analysis) + render.limits(analysis) + render.cards(analysis, View())
-    assert get_task("manet").title not in re.sub('aria-label="[^"]*"', "", page)
+    page = render.summary(analysis) + render.limits(analysis) + render.readings(analysis)
+    assert get_task("manet").title not in page
     assert "Effusion" in render.limits(analysis) and "children" in render.limits(analysis)
 
 
 def test_tasks_are_apart(of_three_tasks):
     summary, limits = render.summary(of_three_tasks), render.limits(of_three_tasks)
-    cards = render.cards(of_three_tasks, View())
-    for html in (summary, limits, cards):
+    tables = render.readings(of_three_tasks)
+    for html in (summary, limits, tables):
         _well_formed(html)
     assert "Five classes. The networks agree: COVID-19 by 4 of 4" in _shown(summary)
     assert "Normal, pneumonia or COVID-19. Predicted: Pneumonia by 1 of 1" in _shown(summary)
     assert "14 findings. Findings of 50% or more: Mass by 1 of 2" in _shown(summary)
     assert all(get_task(name).limits in _shown(limits) for name in of_three_tasks.tasks)
-    assert re.findall(r'<h2 class="task">([^<]+)', cards) == [
-        f"{get_task(name).title} " for name in ("manet", "guided", "nih14")
+    captions = re.findall("<caption>([^<]+)", tables)
+    assert [caption.split(" by ")[0].strip() for caption in captions] == [
+        get_task(name).title for name in ("manet", "guided", "nih14")
     ]
-    assert cards.count('<section class="cards"') == 3 and cards.count("<tr") == 4 * 5 + 3 + 2 * 14
-    assert "Pleural Thickening" in cards and "Pleural_" not in cards
-
-
-def test_a_class_is_explained_by_the_networks_that_know_it(of_three_tasks):
-    assert [name for _, name in render.choices(["manet", "guided"])] == [PREDICTED, *CLASSES, "Pneumonia"]
-    html = render.cards(of_three_tasks, View("Pneumonia"))
-    assert re.findall("Heatmap of <b>([^<]+)", html) == ["COVID-19"] * 4 + ["Pneumonia"] * 3
+    assert tables.count("<tr><th") == 5 + 3 + 14
+    assert "Pleural Thickening" in tables and "Pleural_</" not in tables
 
 
 def test_findings_need_not_sum_to_one(rng):
     reading = _reading(rng, "Mass", "nih14")
-    html = render.cards(_analysis({"resnet50": reading}), View())
-    assert '<p class="verdict"><b>Mass</b> 60.0%</p>' in html
     reading.probabilities["Effusion"] = 0.9
-    assert "<b>Effusion</b> 90.0%, <b>Mass</b> 60.0%" in render.cards(_analysis({"resnet50": reading}), View())
+    assert render.readings(_analysis({"resnet50": reading})).count('class="top"') == 2
     reading.probabilities.update(Mass=0.1, Effusion=0.1)
     analysis = _analysis({"resnet50": reading})
-    assert "No finding" in render.cards(analysis, View()) and "or more: none" in _shown(render.summary(analysis))
+    assert 'class="top"' not in render.readings(analysis) and "or more: none" in _shown(render.summary(analysis))
+    assert render.claimed(analysis) == "no finding"
 
 
-def test_the_heatmap_of_the_lungs_box_lies_where_the_box_is(rng):
+def test_notes_tell_of_the_lungs_box(rng):
     reading = _reading(rng, box=(0.125, 0.25, 0.875, 0.75))
-    analysis = _analysis({"resnet34": reading})
-    assert 'style="top:12.50%;left:25.00%;width:50.00%;height:75.00%"' in render.cards(analysis, View())
-    assert "lungs’ box" in render.notes(analysis)
+    assert "lungs’ box" in render.notes(_analysis({"resnet34": reading}))
     assert "lungs’ box" not in render.notes(_analysis({"resnet34": _reading(rng)}))
 
 
@@ -429,6 +426,7 @@ def test_the_verdict_on_a_student_tells_agreement_and_not_truth():
 
 def test_a_student_is_asked_for_the_classes_of_the_main_task(of_three_tasks, rng):
     assert render.reading_task(of_three_tasks).name == "manet"
+    assert render.choices(get_task("nih14"))[-2] == ("Pleural Thickening", "Pleural_Thickening")
     assert render.reading_task(_analysis({"resnet50": _reading(rng, "Mass", "nih14")})).name == "nih14"
     assert render.reading_task(_analysis({})) is None
 

@@ -1,6 +1,7 @@
 """How fast is the page, and does it answer correctly under load? Needs Chromium, as the tests do.
 
     python -m ui.benchmark             # ten to fifteen minutes, most of them for an archive of 500 X-rays
+    python -m ui.benchmark --users 0 --files 0    # one reader alone, and how smoothly the viewer moves: two minutes
     python -m ui.benchmark --record    # also into the README
 
 Serves the page on a free port and drives it as people would: a browser that
@@ -43,15 +44,33 @@ from train.evaluate import write_between
 ROOT = Path(__file__).parent.parent
 ANOTHER_CLASS = """
 label => new Promise(done => {
-  const start = performance.now();
-  const shown = () => [...document.querySelectorAll('.card')].every(card =>
-    card.querySelector('figcaption').textContent.startsWith('Heatmap of ' + label)
-    && card.querySelector('.heat').complete);
-  const look = () => shown() ? done(performance.now() - start) : requestAnimationFrame(look);
-  [...document.querySelectorAll('#explain label')].find(l => l.textContent.trim() === label).click();
+  const start = performance.now(), explained = document.querySelector('.under .explained');
+  const look = () => explained.textContent.startsWith('Heatmap of ' + label)
+    ? requestAnimationFrame(() => done(performance.now() - start)) : requestAnimationFrame(look);
+  document.querySelector(`.readings [data-name="${label}"]`).click();
   requestAnimationFrame(look);
 })
-"""  # milliseconds from the click until every card shows the heatmap of that class
+"""  # milliseconds from the click until the heatmap of that class is on the screen
+FRAMES = """
+([what, seconds]) => new Promise(done => {
+  const viewer = document.querySelector('.viewer'), stage = viewer.querySelector('.stage');
+  const {x, y} = stage.getBoundingClientRect(), start = performance.now(), before = viewer.drawn;
+  const send = (name, more) => stage.dispatchEvent(new PointerEvent(name, {pointerId: 1, bubbles: true, ...more}));
+  if (what === 'window') send('pointerdown', {button: 2, clientX: x + 300, clientY: y + 200});
+  let number = 0;
+  const move = () => {
+    number++;
+    if (what === 'window') send('pointermove', {clientX: x + 300 + number % 100, clientY: y + 200});
+    else stage.dispatchEvent(new WheelEvent('wheel', {deltaY: number % 40 < 20 ? -60 : 60, clientX: x + 350,
+      clientY: y + 250, bubbles: true, cancelable: true}));
+    const passed = performance.now() - start;
+    if (passed < 1000 * seconds) return requestAnimationFrame(move);
+    if (what === 'window') send('pointerup', {});
+    done(1000 * (viewer.drawn - before) / passed);
+  };
+  requestAnimationFrame(move);
+})
+"""  # frames a second while the wheel zooms in and out, or the right button sets the window
 
 
 @lru_cache(100)
@@ -119,16 +138,7 @@ def start(browser: Browser, weights: Path, models: Sequence[str]) -> float:
 
 def one_reader(page: Page, folder: Path, films: list[bytes]) -> dict[str, float]:
     """Seconds from dropping a file to its last heatmap, and from another class to other heatmaps."""
-    path, drop = folder / "film.png", []
-    loaded = "[...document.querySelectorAll('.card .heat')].every(i => i.complete && i.naturalWidth)"
-    for film in tqdm(films, "dropping", leave=False):
-        path.write_bytes(film)
-        start = time.perf_counter()
-        page.set_input_files("#drop input[type=file]", path)
-        page.wait_for_selector(".card", state="detached") if drop else None
-        page.wait_for_selector(".card")
-        page.wait_for_function(loaded)
-        drop.append(time.perf_counter() - start)
+    drop = [dropped(page, folder, film)[1] for film in tqdm(films, "dropping", leave=False)]
     _, *redraw = [page.evaluate(ANOTHER_CLASS, label) / 1000 for label in CLASSES * 4]  # the first may be shown already
     page.close()
     first, *later = drop  # the networks wake with the first
@@ -137,6 +147,39 @@ def one_reader(page: Page, folder: Path, films: list[bytes]) -> dict[str, float]
         "drop to last heatmap, median, s": float(np.median(later)),
         "drop to last heatmap, 95th percentile, s": float(np.percentile(later, 95)),
         "another class, median, s": float(np.median(redraw)),
+    }
+
+
+def dropped(page: Page, folder: Path, film: bytes) -> tuple[float, float]:
+    """Seconds from dropping a file until it is on the screen, and until its heatmaps are."""
+    (folder / "film.png").write_bytes(film)
+    before, seconds = [page.get_attribute(".viewer", f"data-{what}") for what in ("film", "answered")], []
+    start = time.perf_counter()
+    page.set_input_files("#drop input[type=file]", folder / "film.png")
+    for what, old in zip(("film", "answered"), before):
+        page.wait_for_function(f"old => (document.querySelector('.viewer').dataset.{what} ?? null) !== old", arg=old)
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1]
+
+
+def large_film(page: Page, folder: Path, drops: int = 5) -> dict[str, float]:
+    """A film of 3000×3000 pixels of 16 bits: how soon it is seen, and how smoothly it moves under its heatmap."""
+    noise = np.random.default_rng(0).normal(0, 0.004, (3000, 3000))  # a drawing alone is no match for a compressor
+    pixels = (np.clip(phantom(3000, seed=2).pixels + noise, 0, 1) * 65535).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    _, *seconds = [
+        dropped(page, folder, buffer.getvalue()) for _ in range(drops + 1)
+    ]  # the networks wake with the first
+    film, answer = np.median(seconds, 0)
+    frames = {what: page.evaluate(FRAMES, [what, 5]) for what in ("zoom", "window")}
+    by = page.get_attribute(".viewer", "data-renderer")
+    page.close()
+    return {
+        "film of 3000×3000: drop to film, median, s": float(film),
+        "film of 3000×3000: drop to last heatmap, median, s": float(answer),
+        f"film of 3000×3000: frames a second of zoom ({by})": frames["zoom"],
+        f"film of 3000×3000: frames a second of window ({by})": frames["window"],
     }
 
 
@@ -230,6 +273,7 @@ def main() -> None:
                 found = one_reader(opened(browser, url), folder, films)
                 results |= {f"{len(models)} networks: {what}": value for what, value in found.items()}
                 if models == shipped:
+                    results |= large_film(opened(browser, url), folder)
                     results |= many_users(url, pid, folder, args.users, args.seconds) if args.users else {}
                     results |= archive(url, pid, folder, args.files) if args.files else {}
         browser.close()

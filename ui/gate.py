@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .uploads import stored
+from .viewer import FETCH
 
 MOST_UPLOADED = 4 << 30  # bytes of one request with files
 MOST_STORED = 8 << 30  # bytes of all uploads that wait to be read
@@ -30,7 +31,18 @@ FAILURES, FORGIVEN_S = 5, 300  # failed logins of one address, and after how lon
 _API = "/gradio_api/"
 _UPLOAD = _API + "upload"
 _PATHS = {
-    *("/", "/config", "/login", "/logout", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", _UPLOAD),
+    *(
+        "/",
+        "/config",
+        "/login",
+        "/logout",
+        "/theme.css",
+        "/favicon.ico",
+        "/manifest.json",
+        "/robots.txt",
+        _UPLOAD,
+        FETCH,
+    ),
     *(_API + name for name in "info user login_check app_id startup-events theme.css upload_progress".split()),
     *(_API + name for name in "queue/join queue/data queue/status run/predict cancel reset mcp".split()),
 }

@@ -64,13 +64,15 @@ class OpinionTab:
         uploads: what reads their files.
         newest: runs what a page asks for later, other heatmaps or further networks.
         found: the state that holds the `Film` that is shown.
+        waiting: where films are put for the page to fetch.
 
     Attributes:
         status: the line that says what is being done, or what went wrong.
     """
 
-    def __init__(self, networks: Networks, uploads: Uploads, newest: Newest, found: gr.State):
+    def __init__(self, networks: Networks, uploads: Uploads, newest: Newest, found: gr.State, waiting: viewer.Waiting):
         self.networks, self.uploads, self.newest, self.found = networks, uploads, newest, found
+        self.waiting = waiting
         self._draw()
 
     def _draw(self) -> None:
@@ -230,7 +232,7 @@ class OpinionTab:
             self.drop: None,
             self.status: render.stage("Loading the models …"),
             self.read: "",
-            self.film: viewer.film_text(x, key, name),
+            self.film: viewer.film_text(x, key, name, self.waiting),
             self.headline: gr.update(visible=False),
             self.result: gr.update(visible=False),
             self.quiz_panel: gr.update(visible=False),

@@ -11,15 +11,19 @@ from .opinion import KEEP_S, OpinionTab
 from .startup import gr
 from .teach import teach_tab
 from .uploads import Uploads
+from .viewer import Waiting
 
 
-def build(weights: str | Path, upload_folder: str | Path, models: list[str] | None = None) -> gr.Blocks:
+def build(
+    weights: str | Path, upload_folder: str | Path, models: list[str] | None = None, waiting: Waiting | None = None
+) -> gr.Blocks:
     """The page.
 
     Args:
         weights: folder with manifest.json, or a manifest file.
         upload_folder: where Gradio stores uploads.
         models: the classifiers to run; None: all that have weights.
+        waiting: where films are put for the page to fetch at `viewer.FETCH`, by whoever serves that.
     """
     networks, uploads = Networks(weights, models), Uploads(upload_folder)
     asked, compared = Newest(), Newest()  # on the first tab, and on the second
@@ -36,7 +40,7 @@ def build(weights: str | Path, upload_folder: str | Path, models: list[str] | No
         found = gr.State(time_to_live=KEEP_S)  # the `Film` that the page shows
         with gr.Tabs():
             with gr.Tab("Second opinion"):
-                opinion = OpinionTab(networks, uploads, asked, found)
+                opinion = OpinionTab(networks, uploads, asked, found, waiting or Waiting())
             with gr.Tab("Compare attention") as teach:
                 teach_tab(networks, compared, found, teach)
             with gr.Tab("Many X-rays") as many:

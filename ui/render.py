@@ -30,6 +30,7 @@ _COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256)) * 255).round().asty
 _ALPHA = bytes(np.minimum(255, np.arange(256) * 2).astype(np.uint8))  # the cold half fades, so that the X-ray shows
 
 HEADER = f"""
+<a class="skip" href="#stage">To the film and its reading</a>
 <header class="head"><h1>MANet</h1><p>A second opinion for chest X-rays</p>
 <p class="disclaimer">{DISCLAIMER}</p></header>
 """
@@ -62,8 +63,8 @@ def alert(title: str, sentences: list[str]) -> str:
 
 
 def refusal(name: str, sentence: str, kept: str | None) -> str:
-    """Why a file is not analysed, and what is shown below it all the same: the X-ray `kept`, None if there is none."""
-    below = [] if kept is None else [f"Below is still the X-ray before it{f', {kept}' if kept else ''}."]
+    """Why a file is not analysed, and what is shown all the same: the X-ray `kept`, None if there is none."""
+    below = [] if kept is None else [f"Still shown is the X-ray before it{f', {kept}' if kept else ''}."]
     return alert(f"{name or 'The file'} was not analysed", [sentence, *below])
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import safehttpx
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from .gate import Gate, patient
 from .page import build
 from .render import STYLE
 from .startup import gr
 from .uploads import sweep
+from .viewer import FETCH, Waiting
 
 MOST_WAITING = 256  # requests in the queue
 MOST_CONNECTIONS = 512  # a page has about four
@@ -95,13 +97,14 @@ def serve(
     try:
         with _own_folder() as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder
-            gate = Middleware(Gate, folder=folder, host=host, names=names)
-            demo = build(weights, folder, models).queue(max_size=MOST_WAITING, api_open=False)
+            gate, waiting = Middleware(Gate, folder=folder, host=host, names=names), Waiting()
+            route = Route(FETCH, waiting.answer, methods=["POST"])
+            demo = build(weights, folder, models, waiting).queue(max_size=MOST_WAITING, api_open=False)
             demo.launch(
                 server_name=host, server_port=port, share=False, quiet=True, run_history=False,
                 enable_monitoring=False, footer_links=[], max_file_size="200mb", ssr_mode=False,
                 state_session_capacity=64, theme=dark_theme(), css_paths=STYLE, prevent_thread_lock=True,
-                auth=users, mcp_server=mcp, app_kwargs={"middleware": [gate]},
+                auth=users, mcp_server=mcp, app_kwargs={"middleware": [gate], "routes": [route]},
             )  # fmt: skip
             demo.server.config.http_protocol_class = patient(demo.server.config.http_protocol_class)
             demo.server.config.limit_concurrency = MOST_CONNECTIONS

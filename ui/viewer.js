@@ -2,12 +2,12 @@
 
    One function body, run by the page once `element`, which holds the HTML of `viewer.SHELL`, is there; `trigger` tells
    the server something. What it shows comes as two events at the window, each with a JSON text made in viewer.py:
-   `manet-film`, a film's values, as soon as the file is read; `manet-layers`, its mask and heatmaps, when the networks
-   have answered. Neither moves the view.
+   `manet-film`, a film whose values can now be fetched, as soon as the file is read; `manet-layers`, its mask and
+   heatmaps, when the networks have answered. The latter does not move the view.
 
    A film is drawn by WebGL2, every pane by one call of one shader, which gets the values as 16-bit numbers: zoom,
-   window and overlays are arithmetic at each pixel of the screen. Where there is no WebGL2, `Raster` does the same
-   arithmetic on the processor, at half the screen's resolution. Coordinates: `film` pixels from the film's top left,
+   window and overlays are arithmetic at each pixel of the screen. Where no graphics processor does that, `Raster` does
+   the same arithmetic, which is faster than WebGL2 in software. Coordinates: `film` pixels from the film's top left,
    `screen` CSS pixels from a pane's. The view is shared by all panes: the film's point in the middle, as shares of
    width and height, and a zoom relative to the whole film's fitting. */
 
@@ -30,9 +30,6 @@ let panes = [];
 
 // --- films -----------------------------------------------------------------------------------------------------------
 
-/** The bytes of a base64 text. */
-const bytes = async text => (await fetch('data:application/octet-stream;base64,' + text)).arrayBuffer();
-
 /** The film and ever smaller copies of it, each half as wide and high, {width, height, values: Uint16Array}. */
 function pyramid(values, width, height) {
   const levels = [{values, width, height}];
@@ -50,9 +47,9 @@ function pyramid(values, width, height) {
 }
 
 async function receiveFilm(text) {
-  const film = JSON.parse(text);
-  const data = await bytes(film.levels);
-  delete film.levels;
+  const film = JSON.parse(text), answer = await fetch('film', {method: 'POST', body: film.key});
+  if (!answer.ok) throw Error('The film could not be fetched; drop it again.');
+  const data = await answer.arrayBuffer();
   const values = film.deep ? new Uint16Array(data) : Uint16Array.from(new Uint8Array(data));
   Object.assign(film, {pyramid: pyramid(values, film.width, film.height), flipped: false, lines: [], layers: null,
     window: [...film.start]});
@@ -63,7 +60,9 @@ async function receiveFilm(text) {
   films.set(film.key, film);
   for (const key of [...films.keys()].slice(0, -KEPT)) films.delete(key);
   root.classList.add('on');
+  say('failed', '');
   open(film);
+  root.dataset.film = film.key;  // for whoever waits for it
 }
 
 /** A grey PNG's levels, {width, height, values: Uint8Array}. */
@@ -87,12 +86,14 @@ async function receiveLayers(text) {
   if (!film) return;
   const before = film.layers && film.choice;
   film.layers = layers;
-  const network = layers.networks.find(n => n.name === before?.network) ?? layers.networks[0];
+  const network = layers.networks.find(n => n.name === before?.network)
+    ?? layers.networks.find(n => n.predicted === layers.lead) ?? layers.networks[0];
   film.choice = network && {network: network.name, name: before && network.classes[before.name] ? before.name : null};
   renderer.forget(film);
   if (film === shown) arrange();
   else open(film);  // it is the one whose reading the page tells now
   drawStrip();
+  root.dataset.answered = film.key;
 }
 
 /** The network that is chosen for a film, the class that is explained, and its heatmap. */
@@ -278,7 +279,8 @@ function recipe(pane) {
 class Gpu {
   resolution = 1;
   static create() {
-    const gl = canvas.getContext('webgl2', {antialias: false, alpha: false, powerPreference: 'high-performance'});
+    const gl = canvas.getContext('webgl2', {antialias: false, alpha: false, powerPreference: 'high-performance',
+      failIfMajorPerformanceCaveat: true});
     return gl && new Gpu(gl);
   }
 
@@ -374,11 +376,14 @@ class Gpu {
   }
 }
 
-/** The shader's arithmetic on the processor. */
+/** The shader's arithmetic on the processor, each pixel of the screen that of the film which is nearest. */
 class Raster {
-  resolution = 0.5 / Math.min(1, devicePixelRatio);
   pen = canvas.getContext('2d', {alpha: false});
+  tone = new Uint8Array(65536);  // of the film's levels
   forget() {}
+
+  /** Pixels of the canvas for a CSS pixel: no more than keep a movement smooth. */
+  get resolution() { return Math.min(1, Math.sqrt(1.5e6 / (stage.clientWidth * stage.clientHeight)) / devicePixelRatio); }
 
   draw() {
     const screen = canvas.width / stage.clientWidth;
@@ -388,37 +393,51 @@ class Raster {
   }
 
   drawPane(pane, screen) {
-    const {film} = pane, r = recipe(pane), width = Math.floor(pane.width * screen), height = Math.floor(pane.height * screen);
+    const {film} = pane, r = recipe(pane), low = film.window[0], slope = 255 / widthOf(film);
+    const width = Math.floor(pane.width * screen), height = Math.floor(pane.height * screen), {tone} = this;
+    for (let level = 0; level < 65536; level++) {
+      const grey = within(0, (level - low) * slope, 255);
+      tone[level] = r.inverted ? 255 - grey : grey;
+    }
     const picture = this.pen.createImageData(width, height), out = new Uint32Array(picture.data.buffer).fill(0xff000000);
     const perPixel = 1 / scaleOf(pane) / screen, corner = toFilm(pane, [pane.left, pane.top]);
     const source = film.pyramid[within(0, Math.floor(Math.log2(perPixel) + 0.25), film.pyramid.length - 1)];
-    const colours = COLOURS[look.colours], low = film.window[0], slope = 255 / widthOf(film);
-    const [left, top, wide, high] = r.box, masked = r.kind || r.fill || r.outline || r.dimmed;
-    const lookUp = ({width: w, height: h, values}, x, y) =>
-      values[Math.min(h - 1, Math.floor(y * h)) * w + Math.min(w - 1, Math.floor(x * w))];
+    /** Where each row or column of the canvas falls on a picture; -1 beside it. */
+    const places = (count, start, side, of, from = 0, share = 1) => Int32Array.from({length: count}, (_, at) => {
+      const place = ((start + (at + 0.5) * perPixel) / side - from) / share;
+      return place < 0 || place >= 1 ? -1 : Math.floor(place * of);
+    });
+    const across = (of, from, share) => places(width, corner[0], film.width, of, from, share);
+    const down = (of, from, share) => places(height, corner[1], film.height, of, from, share);
+    const columns = across(source.width), rows = down(source.height);
+    const maskColumns = across(r.mask.width), maskRows = down(r.mask.height);
+    const heatColumns = across(r.heat.width, r.box[0], r.box[2]), heatRows = down(r.heat.height, r.box[1], r.box[3]);
+    const first = columns.findIndex(place => place >= 0), last = columns.findLastIndex(place => place >= 0);
+    const masked = r.kind || r.fill || r.outline || r.dimmed, outside = r.kind === 2 ? 0 : r.dimmed ? 0.12 : 1;
+    const colours = COLOURS[look.colours], accent = ACCENT.map(share => 255 * share), mask = r.mask.values;
     for (let row = 0; row < height; row++) {
-      const y = (corner[1] + (row + 0.5) * perPixel) / film.height;
-      if (y < 0 || y >= 1) continue;
-      const line = Math.floor(y * source.height) * source.width;
-      for (let column = 0, at = row * width; column < width; column++, at++) {
-        const x = (corner[0] + (column + 0.5) * perPixel) / film.width;
-        if (x < 0 || x >= 1) continue;
-        const level = masked ? lookUp(r.mask, x, y) : 0, lung = level > 127;
-        let grey = r.kind === 1 ? 255 * lung
-          : within(0, (source.values[line + Math.floor(x * source.width)] - low) * slope, 255);
-        if (r.kind !== 1 && r.inverted) grey = 255 - grey;
-        if (!lung && (r.kind === 2 || r.dimmed)) grey *= r.kind === 2 ? 0 : 0.12;
-        let red = grey, green = grey, blue = grey;
-        const tint = (share, [a, b, c]) => {
-          red += (a - red) * share; green += (b - green) * share; blue += (c - blue) * share;
-        };
-        if (r.fill && lung) tint(0.28, ACCENT.map(c => 255 * c));
-        const u = (x - left) / wide, v = (y - top) / high;
-        if (r.opacity && u >= 0 && u < 1 && v >= 0 && v < 1) {
-          const heat = Math.round(lookUp(r.heat, u, v) * r.gain);
-          tint(Math.min(1, heat / 127.5) * r.opacity, colours.subarray(3 * heat, 3 * heat + 3));
+      if (rows[row] < 0) continue;
+      const line = rows[row] * source.width, maskLine = maskRows[row] * r.mask.width;
+      const heatLine = r.opacity && heatRows[row] >= 0 ? heatRows[row] * r.heat.width : -1;
+      for (let column = Math.max(0, first), at = row * width + column; column <= last; column++, at++) {
+        let grey = r.kind === 1 ? 0 : tone[source.values[line + columns[column]]], level = 0;
+        if (masked) {
+          level = mask[maskLine + maskColumns[column]];
+          if (r.kind === 1) grey = level > 127 ? 255 : 0;
+          else if (level <= 127) grey *= outside;
         }
-        if (r.outline && Math.abs(level - 127) < 50) tint(1, ACCENT.map(c => 255 * c));
+        let red = grey, green = grey, blue = grey, share = 0;
+        if (r.fill && level > 127) {
+          red += (accent[0] - red) * 0.28; green += (accent[1] - green) * 0.28; blue += (accent[2] - blue) * 0.28;
+        }
+        if (heatLine >= 0 && heatColumns[column] >= 0) {
+          const heat = (r.heat.values[heatLine + heatColumns[column]] * r.gain) | 0;
+          share = Math.min(1, heat / 127.5) * r.opacity;
+          red += (colours[3 * heat] - red) * share;
+          green += (colours[3 * heat + 1] - green) * share;
+          blue += (colours[3 * heat + 2] - blue) * share;
+        }
+        if (r.outline && level > 77 && level < 178) [red, green, blue] = accent;
         out[at] = 0xff000000 | (blue << 16) | (green << 8) | red;
       }
     }
@@ -428,7 +447,6 @@ class Raster {
 
 const renderer = Gpu.create() ?? new Raster();
 root.dataset.renderer = renderer instanceof Gpu ? 'webgl2' : 'processor';
-find('.plain').hidden = renderer instanceof Gpu;
 
 let waiting = false;
 function redraw() {
@@ -465,6 +483,7 @@ function ratioOf(film) {
 }
 
 function drawMarks() {
+  if (!marks.firstChild && panes.every(pane => !pane.film.lines.length)) return;
   const make = (name, attributes, text = '') => {
     const mark = document.createElementNS('http://www.w3.org/2000/svg', name);
     for (const [key, value] of Object.entries(attributes)) mark.setAttribute(key, value);
@@ -472,6 +491,7 @@ function drawMarks() {
     return mark;
   };
   marks.replaceChildren(...panes.flatMap((pane, number) => {
+    if (!pane.film.lines.length) return [];
     const clip = make('clipPath', {id: `pane-${number}`});
     clip.append(make('rect', {x: pane.left, y: pane.top, width: pane.width, height: pane.height}));
     const group = make('g', {'clip-path': `url(#pane-${number})`});
@@ -498,6 +518,11 @@ function say(name, text) {
   if (place.textContent !== text) place.textContent = text;
 }
 
+/** Set an attribute if it is another: what is the same costs a frame all the same. */
+function put(part, name, value) {
+  if (part.getAttribute(name) !== String(value)) part.setAttribute(name, value);
+}
+
 /** Everything in words: where the pointer is, the window, what was changed, the measures, what is chosen. */
 function tell() {
   const film = shown, pane = pointer && paneAt(pointer), [low, high] = film.window;
@@ -512,8 +537,9 @@ function tell() {
   say('place', place);
   const shownAs = value => rounded(film.first + film.step * value, film.step);
   say('window-text', `centre ${shownAs((low + high) / 2)}, width ${rounded((high - low) * film.step, film.step)}`);
-  const percent = Math.round(100 * scaleOf(panes[0]) * devicePixelRatio / film.shrunk);
-  say('zoom-text', `${percent}%${film.shrunk > 1 ? `, shown at 1/${film.shrunk} of its ${film.columns}×${film.rows} pixels` : ''}`);
+  const percent = Math.round(100 * scaleOf(panes[0]) * devicePixelRatio / film.shrunk);  // of a pixel of the screen
+  say('zoom-text', `${percent}% of ${film.columns}×${film.rows} pixels`
+    + (film.shrunk > 1 ? `, shown at 1/${film.shrunk} of its resolution` : ''));
   const windowed = film.start.some((edge, at) => Math.abs(edge - film.window[at]) > 1e-6);
   say('badge', [film.flipped && 'inverted', windowed && 'windowed'].filter(Boolean).join(', '));
   const unit = film.spacing?.at_detector ? ' Lengths are those at the detector; in the body they are smaller.' : '';
@@ -522,16 +548,21 @@ function tell() {
   const ratio = ratioOf(film);
   say('measured', ((ratio || next) + (film.lines.length || next ? unit : '')).trim());
   const level = find('[name=level]'), width = find('[name=width]');
-  [level.min, level.max, width.min, width.max] = [0, film.span, 1, film.span];
-  [level.value, width.value] = [levelOf(film), widthOf(film)];
-  level.ariaValueText = shownAs(levelOf(film));
-  width.ariaValueText = rounded(widthOf(film) * film.step, film.step);
+  for (const [slider, low, value, text] of [
+    [level, 0, levelOf(film), shownAs(levelOf(film))],
+    [width, 1, widthOf(film), rounded(widthOf(film) * film.step, film.step)],
+  ]) {
+    put(slider, 'min', low);
+    put(slider, 'max', film.span);
+    put(slider, 'aria-valuetext', text);
+    if (document.activeElement !== slider && Number(slider.value) !== value) slider.value = value;
+  }
   for (const button of root.querySelectorAll('[data-do]')) {
     const name = button.dataset.do, [group, value] = name.split(':');
     const on = group === 'layout' ? !beside && look.layout === value : group === 'tool' ? look.tool === value
       : group === 'invert' ? film.flipped : look[group];
     if (group === 'reset') button.disabled = !windowed && !film.flipped;
-    if (button.hasAttribute('aria-pressed')) button.setAttribute('aria-pressed', Boolean(on));
+    if (button.hasAttribute('aria-pressed')) put(button, 'aria-pressed', Boolean(on));
     if ('needs' in button.dataset) button.disabled = !film.layers;
   }
   const of = panes.length === 1 && chosen(film), legend = find('.legend-bar');
@@ -539,13 +570,13 @@ function tell() {
   say('explained', !explained || (!look.heat && panes[0].kind !== 'heat') ? '' : `Heatmap of ${explained.shown}`
     + (of ? ` by ${of.network.title}: ${of.note}` : ''));
   const stops = [0, 64, 128, 192, 255].map(at => `rgb(${COLOURS[look.colours].slice(3 * at, 3 * at + 3)})`);
-  legend.style.background = `linear-gradient(90deg,${stops})`;
+  put(legend, 'style', `background:linear-gradient(90deg,${stops})`);
   for (const button of desk.querySelectorAll('[data-network]')) {
     const mine = film.choice?.network === button.dataset.network;
     const on = mine && (film.choice.name ?? '') === (button.dataset.name ?? '');
-    button.setAttribute('aria-pressed', Boolean(on));
-    button.tabIndex = on ? 0 : -1;
-    button.classList.toggle('explained', Boolean(mine && explained?.name === button.dataset.name));
+    put(button, 'aria-pressed', Boolean(on));
+    put(button, 'tabindex', on ? 0 : -1);
+    button.classList.toggle('lit', Boolean(mine && explained?.name === button.dataset.name));
   }
 }
 
@@ -582,8 +613,8 @@ desk.addEventListener('click', event => {
   if (button) choose(button.dataset.network, button.dataset.name);
 });
 // The table of readings comes after its film's layers, or is drawn anew: mark in it what is chosen.
-new MutationObserver(() => shown && panes.length && redraw())
-  .observe(desk.querySelector('#readings') ?? root, {childList: true, subtree: true});
+const reading = document.querySelector('#reading-side');
+if (reading) new MutationObserver(() => redraw()).observe(reading, {childList: true, subtree: true});
 
 function drawStrip() {
   const strip = find('.strip'), list = [...films.values()];
@@ -592,7 +623,9 @@ function drawStrip() {
   strip.replaceChildren(...list.map(film => {
     const item = document.createElement('li'), main = document.createElement('button');
     if (!film.thumbnail) film.thumbnail = thumbnail(film);
-    main.append(film.thumbnail, film.name || 'no name');
+    const name = document.createElement('span');
+    name.textContent = film.name || 'no name';
+    main.append(film.thumbnail, name);
     main.setAttribute('aria-current', film === shown);
     main.title = `Show ${film.name}`;
     main.onclick = () => { open(film); trigger('submit', {film: film.key}); };
@@ -788,5 +821,5 @@ for (const name of ['dragover', 'drop']) {
 new ResizeObserver(measure).observe(stage);
 let arrived = Promise.resolve();  // one after another: layers need their film
 for (const [name, receive] of [['manet-film', receiveFilm], ['manet-layers', receiveLayers]]) {
-  addEventListener(name, event => { arrived = arrived.then(() => receive(event.detail)).catch(console.error); });
+  addEventListener(name, event => { arrived = arrived.then(() => receive(event.detail)).catch(error => say('failed', error.message)); });
 }

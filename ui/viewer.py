@@ -1,9 +1,13 @@
-"""What the viewer needs: its HTML, and films, masks and heatmaps as text that goes to the page that asked, and nowhere
-else. What it does with them is in viewer.js."""
+"""What the viewer needs: its HTML, and films, masks and heatmaps for the page that asked, and no other.
+
+What it does with them is in viewer.js.
+"""
 
 import base64
 import io
 import json
+import threading
+from collections import OrderedDict
 from html import escape
 from pathlib import Path
 
@@ -11,6 +15,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from starlette.requests import Request
+from starlette.responses import Response
 
 from manet_core import Analysis, XRay
 from manet_core.files.stored import Stored
@@ -25,7 +31,9 @@ SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 MOST_PIXELS = 9_500_000  # of a film that is sent as it is; larger ones are halved until they have no more
 KEPT = 10  # films of a page that can be shown again
 COLOUR_MAPS = [COLOUR_MAP, "viridis", "cividis", "jet"]  # jet only to compare with papers: it invents edges
+FETCH = "/film"  # where a page fetches a film's values
 _MASK_SIDE = 1024
+_WAIT_S, _MOST_WAITING = 60, 32  # for and of films that are not fetched
 
 # (what to do, its text, its key, whether it can be on, whether it needs the networks' answer); see ACTIONS in viewer.js
 _BUTTONS = [
@@ -94,9 +102,9 @@ def shell() -> str:
     return f"""
 <div class="viewer" data-colours="{escape(json.dumps(colours))}" data-kept="{KEPT}">{render.EMPTY}
 {_toolbar()}
-<div class="stage" tabindex="0" role="application" aria-label="X-ray; press ? for its keys"><canvas></canvas>
+<div class="stage" id="stage" tabindex="0" role="application" aria-label="X-ray; press ? for its keys"><canvas></canvas>
 <svg aria-hidden="true"></svg><div class="labels"></div><p class="badge" role="status"></p>
-<p class="plain" hidden>This browser has no WebGL2: the film is drawn slowly, at half resolution.</p>
+<p class="failed" role="alert"></p>
 <p class="told-place"><span class="place"></span><span class="window-text"></span><span class="zoom-text"></span></p>
 <p class="measured" role="status"></p>
 <dialog class="help-keys" aria-label="Keys"><table>{keys}</table>
@@ -114,13 +122,47 @@ def shell() -> str:
 """
 
 
-def film_text(x: XRay, key: str, name: str) -> str:
-    """A film's values for the viewer, as JSON.
+class Waiting:
+    """The values of films that pages are about to fetch: 18 MB would be slow as a component's value.
+
+    Each can be fetched once, within a minute, by whoever has its key, which is random and told to one page alone.
+    """
+
+    def __init__(self):
+        self._levels: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, key: str, levels: bytes) -> None:
+        """Keep a film's values until they are fetched."""
+        timer = threading.Timer(_WAIT_S, self.take, [key])
+        timer.daemon = True
+        timer.start()
+        with self._lock:
+            self._levels[key] = levels
+            while len(self._levels) > _MOST_WAITING:
+                self._levels.popitem(last=False)
+
+    def take(self, key: str) -> bytes | None:
+        """The values, which are then forgotten; None where there are none of that key."""
+        with self._lock:
+            return self._levels.pop(key, None)
+
+    async def answer(self, request: Request) -> Response:
+        """A page's request, its body a film's key."""
+        levels = self.take((await request.body()).decode("ascii", "replace"))
+        if levels is None:
+            return Response("There is no such film.", 404)
+        return Response(levels, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
+
+
+def film_text(x: XRay, key: str, name: str, waiting: Waiting) -> str:
+    """What the viewer is told of a film, as JSON.
 
     Args:
         x: the X-ray; without `stored`, its pixels are the values.
-        key: by which its layers will name it.
+        key: by which its layers will name it, and the viewer fetches its values: random.
         name: its file's.
+        waiting: where the values are put: (height, width) of one byte each, or of two if "deep", the lower first.
     """
     stored = x.stored or Stored.of(x.pixels)
     levels, shrunk = stored.levels, 1
@@ -136,8 +178,8 @@ def film_text(x: XRay, key: str, name: str) -> str:
         "first": stored.first, "step": stored.step, "inverted": stored.inverted,
         "start": [(value - stored.first) / stored.step for value in stored.window],
         "spacing": x.spacing and vars(x.spacing),
-        "levels": base64.b64encode(np.ascontiguousarray(levels, "<u2" if deep else np.uint8)).decode(),
     }  # fmt: skip
+    waiting.put(key, levels.astype("<u2" if deep else np.uint8).tobytes())
     return json.dumps(film)
 
 
@@ -156,6 +198,7 @@ def layers_text(film: Film, whole: list[str], heatmaps: bool) -> str:
     found = {
         "film": film.key,
         "claim": claimed(analysis),
+        "lead": next((name for task in analysis.tasks for name in analysis.leading_of(task)), ""),
         "area": f"cleaned; area {right + left:.0%} (right {right:.0%}, left {left:.0%})",
         "seen": f"what the classifiers are shown{but}",
         "raw": _soft(lungs.raw_at(size)),
