@@ -50,6 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         help="write no panels, which take most of the time; heatmaps, and in_lung in results.json, are then made only "
         "where --explainer asks for them",
     )
+    one.add_argument(
+        "--dicom",
+        action="store_true",
+        help="write the report (Secondary Capture) and the lungs (Segmentation) as DICOM too, with patient and study "
+        "as the film's header has them",
+    )
     one.add_argument("--json", action="store_true", help="print results.json instead of a table")
     verbs.add_parser("models", parents=[common], help="list the networks")
     args = parser.parse_args(argv)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .dicom_out import dicom_out
 from .explain import DEFAULT, Explainer, get_explainer
 from .files.dicom import looks_like_dicom
 from .files.xray import XRay, XRayError, load_xray
@@ -208,6 +209,8 @@ def _analyze_all(
             else:
                 if not args.no_panels:
                     fault = _save_panel(found, args.out / panel, image.name, pipe.hashes)
+                if args.dicom:
+                    fault = _save_dicom(found, args.out / panel, image, pipe) or fault
                 results.add(str(image), found, fault)
                 table += [_shown(image), *_lines(found)]
             if fault and image not in missing:
@@ -224,6 +227,18 @@ def _save_panel(analysis: Analysis, path: Path, title: str, hashes: dict[str, st
     except Exception as error:
         return f"The panel could not be drawn ({type(error).__name__}); the readings are in results.json."
     replace_file(path, page.getvalue())
+
+
+def _save_dicom(analysis: Analysis, panel: Path, image: Path, pipe: Pipeline) -> str | None:
+    """Write the DICOM objects beside the panel; returns a sentence if the film allows none of them."""
+    try:
+        made = dicom_out(analysis, pipe, image)
+    except XRayError as error:
+        return str(error)
+    for kind, data in made.files.items():
+        replace_file(panel.with_name(f"{panel.stem}-{kind}.dcm"), data)
+    for sentence in made.missing:
+        tqdm.write(f"{_shown(image)}: {sentence}", file=sys.stderr)
 
 
 def _read(image: Path) -> XRay | str:

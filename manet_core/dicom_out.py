@@ -5,7 +5,9 @@ moment when an object is asked for, from the file that the caller still has. Not
 """
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,27 +47,34 @@ class DicomOut:
     missing: list[str]
 
 
-def dicom_out(analysis: Analysis, pipe: Pipeline, source: bytes) -> DicomOut:
+class _Missing(Exception):
+    """An object that this film allows none of; one sentence that says why."""
+
+
+def dicom_out(
+    analysis: Analysis, pipe: Pipeline, source: bytes | Path, kinds: Collection[str] = ("report", "lungs")
+) -> DicomOut:
     """The report and the lungs of a film as DICOM files, in the film's study if the film is DICOM.
 
     Args:
         analysis: of that film, by `pipe`; its `original` may be smaller than the film.
         pipe: what made the analysis; the hashes of its weights are told in the files.
-        source: the bytes of the film's file. Of a PNG, say, the report becomes that of an anonymous patient.
+        source: the film's file, or the bytes of it. Of a PNG, say, the report becomes that of an anonymous patient.
+        kinds: what to make.
 
     Raises:
         XRayError: `source` is unreadable or another film, or does not say which study it belongs to.
     """
     source, files, missing = _source(analysis, source), {}, []
-    files["report"] = _bytes(report_capture(analysis, pipe, source), source)
-    try:
-        files["lungs"] = _bytes(lung_segmentation(analysis, pipe, source), source)
-    except XRayError as error:
-        missing.append(str(error))
+    for kind in kinds:
+        try:
+            files[kind] = _bytes(_MAKERS[kind](analysis, pipe, source), source)
+        except _Missing as error:
+            missing.append(str(error))
     return DicomOut(files, missing)
 
 
-def report_capture(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Dataset:
+def _report(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Dataset:
     """The one-page report as a Secondary Capture image, without identity; see `dicom_out`."""
     import highdicom as hd  # takes a second, and nothing else here needs it
 
@@ -92,20 +101,20 @@ def report_capture(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -
     return capture
 
 
-def lung_segmentation(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Dataset:
+def _lungs(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Dataset:
     """The cleaned lung mask as a binary DICOM Segmentation on the film's stored pixels, without identity.
 
     Raises:
-        XRayError: there is no DICOM file to refer to, or no lung; see `dicom_out`.
+        _Missing: there is no DICOM file to refer to, or no lung.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     if source is None:
-        raise XRayError("A DICOM segmentation refers to a DICOM file, and this film is none; its report is there.")
+        raise _Missing("A DICOM segmentation refers to a DICOM file, and this film is none; its report is there.")
     mask = analysis.segmentation.at((source.Rows, source.Columns))
     if not mask.any():
-        raise XRayError("No lung was found, so there is no DICOM segmentation of it.")
+        raise _Missing("No lung was found, so there is no DICOM segmentation of it.")
     version = _equipment(9002)["software_versions"]
     segmenter = fingerprint(pipe.entries[SEGMENTER])
     algorithm = hd.AlgorithmIdentificationSequence(
@@ -123,31 +132,37 @@ def lung_segmentation(analysis: Analysis, pipe: Pipeline, source: Dataset | None
         algorithm_type="AUTOMATIC",
         algorithm_identification=algorithm,
     )
-    made = hd.seg.Segmentation(
-        [_without_identity(source)],
-        mask[None],
-        "BINARY",
-        [lungs],
-        device_serial_number=segmenter[:64],  # a program has no serial number; its weights say which one it is
-        content_label="LUNGS",
-        content_description=DISCLAIMER,
-        **_equipment(9002),
-    )
+    try:
+        made = hd.seg.Segmentation(
+            [_without_identity(source)],
+            mask[None],
+            "BINARY",
+            [lungs],
+            device_serial_number=segmenter[:64],  # a program has no serial number; its weights say which one it is
+            content_label="LUNGS",
+            content_description=DISCLAIMER,
+            **_equipment(9002),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):  # of a CT, say, it must know where the slice lies
+        raise _Missing("There is no DICOM segmentation of this kind of DICOM picture, only of radiographs.") from None
     made.DerivationDescription = f"Lung mask. {DISCLAIMER}"
     made.PatientOrientation = source.get("PatientOrientation")
     return made
 
 
-def _source(analysis: Analysis, data: bytes) -> Dataset | None:
+_MAKERS = {"report": _report, "lungs": _lungs}
+
+
+def _source(analysis: Analysis, data: bytes | Path) -> Dataset | None:
     """Identity of a film's file and what objects refer to; None of a file that is no DICOM.
 
     Raises:
         XRayError: as `dicom_out` has it.
     """
-    pixels = load_xray(data).pixels
-    small = resize(pixels, analysis.original.shape)
+    small = resize(load_xray(data).pixels, analysis.original.shape)
     if not any(np.allclose(kept, small, atol=0.01) for kept in (analysis.original, 1 - analysis.original)):
         raise XRayError("The file is not the film that was analysed, as it is stored; choose that film's own file.")
+    data = data.read_bytes() if isinstance(data, Path) else data
     if not looks_like_dicom(data):
         return None
     try:
