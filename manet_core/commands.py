@@ -38,7 +38,7 @@ class _UsageError(Exception):
 def run(args: argparse.Namespace) -> int:
     """Do what `args` ask for; returns the exit status."""
     try:
-        return analyze(args) if args.verb == "analyze" else models(args)
+        return {"analyze": analyze, "models": models, "listen": listen}[args.verb](args)
     except (WeightsError, _UsageError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -98,6 +98,38 @@ def models(args: argparse.Namespace) -> int:
             parameters = sum(p.numel() for p in create_classifier(network, **classes).parameters())
         weights = "weights" if name in shipped else "no weights"
         print(f"{name:26}{parameters / 1e6:8.2f} M parameters   {task:8}  {weights}")
+    return 0
+
+
+def listen(args: argparse.Namespace) -> int:
+    """Receive films by DICOM until interrupted; then finish those that were accepted."""
+    try:
+        from .listen import Peer, Receiver
+    except ImportError:
+        raise _UsageError("listen needs one package more: pip install pynetdicom") from None
+    if args.out is None and args.return_to is None:
+        raise _UsageError("Say where results go: --out DIR, --return-to AE@HOST:PORT, or both.")
+    if not args.allow and args.host not in ("127.0.0.1", "::1", "localhost"):
+        raise _UsageError("Name those who may call with --allow before you listen to a network.")
+    networks = _asked(args.weights, args.models)
+    classes = [name for task in networks.values() for name in task.classes] if args.csv else None
+    peer = args.return_to and Peer(*args.return_to)
+    with _stopped_gently():
+        pipe = _pipeline(args, list(networks), get_explainer(DEFAULT))
+        try:
+            receiver = Receiver(pipe, args.title, args.allow, classes, args.out, peer, args.waiting)
+            host, port = receiver.start(args.host, args.port)
+        except OSError as error:
+            raise _UsageError(f"It cannot begin ({error.strerror}); choose another --port or --out.") from None
+        print(f"MANet listens as {args.title} at {host}:{port} (Ctrl-C ends it).", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("What was accepted is being finished; once more, and only the film at hand is.", file=sys.stderr)
+        try:
+            receiver.stop()
+        except KeyboardInterrupt:
+            receiver.stop()
     return 0
 
 
