@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from threading import Barrier
@@ -224,7 +224,7 @@ def load(
         chance, turn = Random(number), 0
         while turn < 1 or time.monotonic() < end:
             size = [*films][turn % 2]
-            found = ask(lambda: client.predict(handle_file(films[size]), api_name="/analyze"))
+            found = ask(partial(client.predict, handle_file(films[size]), api_name="/analyze"))
             if found is not None:
                 counts["answers"] += 1
                 counts["mixed up"] += found != first.setdefault(size, found) or found["height"] != size
