@@ -222,7 +222,7 @@ def load(
             films[size := 500 + 2 * number + kind] = folder / f"user{number}-{kind}.png"
             films[size].write_bytes(png(size, number))
         chance, turn = Random(number), 0
-        while turn < 1 or time.monotonic() < end:
+        while turn < 2 or time.monotonic() < end:
             size = [*films][turn % 2]
             found = ask(partial(client.predict, handle_file(films[size]), api_name="/analyze"))
             if found is not None:
