@@ -1,10 +1,12 @@
 """Results as DICOM objects, read back by pydicom and by highdicom, and validated by dciodvfy where it is installed."""
 
+import base64
 import io
 import json
 import shutil
 import subprocess
 import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,9 @@ from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
 from manet_core.pipeline import DISCLAIMER
 from manet_core.preprocess import resize
+from ui.filing import saved_dicom
+from ui.networks import Networks
+from ui.uploads import Uploads
 
 FILM = (phantom(200, seed=1).pixels[:180] * 4095).astype(np.uint16)  # 180 rows, 200 columns
 STUDY = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
@@ -235,3 +240,29 @@ def test_the_command_line_writes_them_beside_the_panel(source, tmp_path, capsys,
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert ["fault" in entry for entry in results] == [False, False, True]
     assert "0815" not in (tmp_path / "out" / "results.json").read_text(encoding="utf-8") + said
+
+
+def test_the_page_asks_for_the_films_file_once_more(pipe, source, weights, tmp_path):
+    """It has kept neither patient nor study; another film's file is refused, and no file stays on the disk."""
+    networks, uploads = Networks(weights, ["efficientnet_lite0_ma"]), Uploads(tmp_path)
+    xray = load_xray(source)
+    film = networks.keep(xray, networks.analyze(xray))
+
+    def saved(data: bytes, film=film) -> str:
+        (tmp_path / "hash").mkdir()
+        (tmp_path / "hash" / "film").write_bytes(data)
+        html = saved_dicom(film, {"path": str(tmp_path / "hash" / "film")}, networks, uploads)
+        assert not list(tmp_path.iterdir())
+        return html
+
+    html = saved(source)
+    packed = zipfile.ZipFile(io.BytesIO(base64.b64decode(html.split("base64,")[1].split('"')[0])))
+    assert packed.namelist() == ["MANet-report.dcm", "MANet-lungs.dcm"] and "alert" not in html
+    lungs = dcmread(io.BytesIO(packed.read("MANet-lungs.dcm")))
+    assert lungs.PatientID == "0815" and lungs.pixel_array.shape == FILM.shape
+    for data, sentence in (
+        (dicom(np.ascontiguousarray(FILM[:, ::-1]), bits=12, **IDENTITY), "not the film that was analysed"),
+        (b"no picture", "not a picture"),
+    ):
+        assert sentence in saved(data) and "base64" not in saved(data)
+    assert "expired" in saved(source, None)

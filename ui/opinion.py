@@ -15,7 +15,7 @@ from manet_core.preprocess import resize
 from manet_core.report import save_report
 from manet_core.tasks import get_task
 
-from . import render
+from . import filing, render
 from .networks import ANALYSES, EXPLANATIONS, KEEP_SIDE, Film, Networks
 from .newest import Newest, Superseded
 from .startup import gr
@@ -106,6 +106,7 @@ class OpinionTab:
                 )
                 with gr.Row():
                     self.save = {kind: gr.Button(f"Save as {kind.upper()}", size="sm") for kind in ("pdf", "png")}
+                    self.dicom = filing.dicom_button()
                 self.saved = _html(elem_id="saved")
 
     def _draw_controls(self) -> None:
@@ -172,6 +173,7 @@ class OpinionTab:
         for kind, button in self.save.items():
             made = button.click(self._report(kind), [self.found, self.note], self.saved, queue=False, **_PRIVATE)
             made.then(None, js="() => document.querySelector('#saved a')?.click()", **_PRIVATE)
+        filing.connect(self.dicom, self.found, self.saved, self.networks, self.uploads, **_PRIVATE)
         self._connect_browser()
 
     def _connect_browser(self) -> None:
