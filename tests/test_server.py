@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -25,9 +26,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from test_app import WAIT_S, _files, _wait_until, served
 
-from ui import gate
+from ui import gate, networks
 from ui.benchmark import load
 from ui.gate import Gate, patient
+from ui.networks import Networks
 from ui.uploads import stored, sweep
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and limits of POSIX")
@@ -175,9 +177,37 @@ def test_readers_beside_an_archive_get_their_own_answers(server, tmp_path):
     (page,) = (child for child in psutil.Process().children() if "app.py" in child.cmdline())
     found = load(server[0], page.pid, tmp_path, users=3, seconds=5, files=20, pause=0.2)
     assert found["errors"] == found["wrong or mixed-up answers"] == 0, found
-    assert found["answers"] >= 6 and not found["X-rays of the archive read meanwhile"].startswith("0 ")
+    assert found["answers"] >= 6 and found["X-rays of the archive read meanwhile"].endswith(" of 20")
     assert 0 < found["wait, median, s"] <= found["wait, 95th percentile, s"] <= found["longest wait, s"]
     sweep(server[1], -1)
+
+
+def test_an_archive_lets_single_films_go_first_and_still_goes_on(monkeypatch):
+    monkeypatch.setattr(networks, "LONGEST_S", 0.6)
+    order, asked = [], Networks("nowhere")
+
+    class Slow:
+        def analyze(self, x):
+            time.sleep(0.05)
+            order.append(x)
+
+    asked._pipeline = Slow()
+
+    def archive() -> None:
+        for number in range(4):
+            asked.analyze(asked.patiently(lambda number=number: f"archive {number}")(), urgent=False)
+
+    def reader() -> None:
+        for number in range(20):
+            asked.analyze(f"film {number}")
+            time.sleep(0.02)  # the queue's moment between two
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(reader), (time.sleep(0.02), pool.submit(archive))[1]]
+        [job.result() for job in jobs]
+    assert sorted(order) == sorted([*(f"film {n}" for n in range(20)), *(f"archive {n}" for n in range(4))])
+    assert order.index("archive 0") >= 5 and order.index("film 19") < order.index("archive 3")
+    assert order.index("archive 0") < order.index("film 19"), "it never had a turn"
 
 
 def test_hostile_requests_harm_nobody(server):
