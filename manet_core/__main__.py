@@ -1,4 +1,4 @@
-"""Command line: python -m manet_core analyze IMAGE... --out DIR, and python -m manet_core models."""
+"""Command line: python -m manet_core {analyze IMAGE... --out DIR, listen, models}."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ examples:
   python -m manet_core analyze films --recursive --out out --csv --no-panels    # a folder and those within
   python -m manet_core analyze chest.dcm --out out --models efficientnet_lite0_ma --explainer layercam
   python -m manet_core analyze chest.dcm --out out --json > chest.json
+  python -m manet_core listen --out out --allow PACS --return-to PACS@pacs.example.org:104
 
 exit status: 0 all read, 1 some failed, 2 usage or weights, 130 interrupted (what was finished is kept)
 """
@@ -50,7 +51,14 @@ def main(argv: list[str] | None = None) -> int:
         help="write no panels, which take most of the time; heatmaps, and in_lung in results.json, are then made only "
         "where --explainer asks for them",
     )
+    one.add_argument(
+        "--dicom",
+        action="store_true",
+        help="write the report (Secondary Capture) and the lungs (Segmentation) as DICOM too, with patient and study "
+        "as the film's header has them",
+    )
     one.add_argument("--json", action="store_true", help="print results.json instead of a table")
+    _add_listen(verbs.add_parser("listen", parents=[common], help="take X-rays from a PACS, by DICOM", **style))
     verbs.add_parser("models", parents=[common], help="list the networks")
     args = parser.parse_args(argv)
     try:
@@ -60,6 +68,35 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+
+
+def _add_listen(ear: argparse.ArgumentParser) -> None:
+    ear.add_argument("--out", type=Path, metavar="DIR", help="folder for results, in which each start has its own")
+    ear.add_argument("--return-to", type=_peer, metavar="AE@HOST:PORT", help="send the report and the lungs there")
+    ear.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this computer only)")
+    ear.add_argument("--port", type=int, choices=range(65536), default=11112, metavar="PORT", help="default: 11112")
+    ear.add_argument("--title", type=_title, default="MANET", metavar="AE", help="own AE title (default: MANET)")
+    ear.add_argument("--allow", type=_title, nargs="+", default=[], metavar="AE", help="AE titles that may call")
+    ear.add_argument("--waiting", type=int, default=64, metavar="N", help="films that may wait (default: 64)")
+    ear.add_argument("--models", help="comma-separated names; default: all that have weights")
+    ear.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: CUDA when present")
+    ear.add_argument("--csv", action="store_true", help="write results.csv too, one row a film and network")
+
+
+def _title(text: str) -> str:
+    """An AE title."""
+    if not (0 < len(text.strip()) <= 16 and text.isascii() and text.isprintable() and "\\" not in text):
+        raise argparse.ArgumentTypeError("an AE title has 1 to 16 characters of ASCII")
+    return text.strip()
+
+
+def _peer(text: str) -> tuple[str, str, int]:
+    """Title, host and port of another DICOM program."""
+    title, at, address = text.partition("@")
+    host, colon, port = address.rpartition(":")
+    if not (at and host and colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        raise argparse.ArgumentTypeError("give it as AE@HOST:PORT")
+    return _title(title), host.strip("[]"), int(port)
 
 
 if __name__ == "__main__":

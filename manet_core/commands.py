@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .dicom_out import dicom_out
 from .explain import DEFAULT, Explainer, get_explainer
 from .files.dicom import looks_like_dicom
 from .files.xray import XRay, XRayError, load_xray
@@ -37,7 +38,7 @@ class _UsageError(Exception):
 def run(args: argparse.Namespace) -> int:
     """Do what `args` ask for; returns the exit status."""
     try:
-        return analyze(args) if args.verb == "analyze" else models(args)
+        return {"analyze": analyze, "models": models, "listen": listen}[args.verb](args)
     except (WeightsError, _UsageError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -97,6 +98,38 @@ def models(args: argparse.Namespace) -> int:
             parameters = sum(p.numel() for p in create_classifier(network, **classes).parameters())
         weights = "weights" if name in shipped else "no weights"
         print(f"{name:26}{parameters / 1e6:8.2f} M parameters   {task:8}  {weights}")
+    return 0
+
+
+def listen(args: argparse.Namespace) -> int:
+    """Receive films by DICOM until interrupted; then finish those that were accepted."""
+    try:
+        from .listen import Peer, Receiver
+    except ImportError:
+        raise _UsageError("listen needs one package more: pip install pynetdicom") from None
+    if args.out is None and args.return_to is None:
+        raise _UsageError("Say where results go: --out DIR, --return-to AE@HOST:PORT, or both.")
+    if not args.allow and args.host not in ("127.0.0.1", "::1", "localhost"):
+        raise _UsageError("Name those who may call with --allow before you listen to a network.")
+    networks = _asked(args.weights, args.models)
+    classes = [name for task in networks.values() for name in task.classes] if args.csv else None
+    peer = args.return_to and Peer(*args.return_to)
+    with _stopped_gently():
+        pipe = _pipeline(args, list(networks), get_explainer(DEFAULT))
+        try:
+            receiver = Receiver(pipe, args.title, args.allow, classes, args.out, peer, args.waiting)
+            host, port = receiver.start(args.host, args.port)
+        except OSError as error:
+            raise _UsageError(f"It cannot begin ({error.strerror}); choose another --port or --out.") from None
+        print(f"MANet listens as {args.title} at {host}:{port} (Ctrl-C ends it).", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("What was accepted is being finished; once more, and only the film at hand is.", file=sys.stderr)
+        try:
+            receiver.stop()
+        except KeyboardInterrupt:
+            receiver.stop()
     return 0
 
 
@@ -208,6 +241,8 @@ def _analyze_all(
             else:
                 if not args.no_panels:
                     fault = _save_panel(found, args.out / panel, image.name, pipe.hashes)
+                if args.dicom:
+                    fault = _save_dicom(found, args.out / panel, image, pipe) or fault
                 results.add(str(image), found, fault)
                 table += [_shown(image), *_lines(found)]
             if fault and image not in missing:
@@ -224,6 +259,18 @@ def _save_panel(analysis: Analysis, path: Path, title: str, hashes: dict[str, st
     except Exception as error:
         return f"The panel could not be drawn ({type(error).__name__}); the readings are in results.json."
     replace_file(path, page.getvalue())
+
+
+def _save_dicom(analysis: Analysis, panel: Path, image: Path, pipe: Pipeline) -> str | None:
+    """Write the DICOM objects beside the panel; returns a sentence if the film allows none of them."""
+    try:
+        made = dicom_out(analysis, pipe, image)
+    except XRayError as error:
+        return str(error)
+    for kind, data in made.files.items():
+        replace_file(panel.with_name(f"{panel.stem}-{kind}.dcm"), data)
+    for sentence in made.missing:
+        tqdm.write(f"{_shown(image)}: {sentence}", file=sys.stderr)
 
 
 def _read(image: Path) -> XRay | str:

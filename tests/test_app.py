@@ -357,10 +357,12 @@ def test_batches_do_not_wait_for_one_another(client, phantom_png, tmp_path):
         for number in range(30):
             archive.writestr(f"{number}.png", _png(phantom(256, seed=number % 3).pixels))
     long = client.submit([handle_file(tmp_path / "long.zip")], api_name="/batch")
-    wait_until(lambda: long.status().code.name == "PROCESSING")
+    wait_until(lambda: long.status().code.name == "ITERATING")
     assert "readings" in client.predict([handle_file(phantom_png)], api_name="/batch")[0]
     assert not long.done()
     assert len(long.result()) == 30 and all("readings" in row for row in long.result())
+    grown = [len(rows) for rows in long.outputs()]
+    assert grown[0] == 0 and sorted(grown) == grown and len(set(grown)) > 2, "it did not come bit by bit"
 
 
 def test_models_endpoint(client, random_weights):

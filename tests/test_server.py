@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import campaign_files
 import campaign_requests
+import psutil
 import pytest
 import uvicorn
 from conftest import ROOT, WAIT_S, served, wait_until
@@ -24,8 +26,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from test_app import _files
 
-from ui import gate
+from ui import gate, networks
+from ui.benchmark import load
 from ui.gate import Gate, patient
+from ui.networks import Networks
 from ui.uploads import stored, sweep
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and limits of POSIX")
@@ -80,10 +84,10 @@ def test_other_names_and_other_sites_are_refused(server, ask):
         assert ask("GET", "/", Host=host)[0] == 421
     for host in (f"localhost:{port}", f"[::1]:{port}", f"{socket.gethostname()}:{port}"):
         assert ask("GET", "/", Host=host)[0] == 200
-    join = ("POST", "/gradio_api/queue/join", b"{}")
+    join, kind = ("POST", "/gradio_api/queue/join", b"{}"), {"Content_Type": "application/json"}
     for origin in ("http://evil.example", "null", f"http://127.0.0.1:{port + 1}", "http://["):
-        assert ask(*join, Origin=origin)[0] == 403
-    assert ask(*join, Origin=f"http://127.0.0.1:{port}")[0] == 422  # it is no proper request, but it was let in
+        assert ask(*join, Origin=origin, **kind)[0] == 403
+    assert ask(*join, Origin=f"http://127.0.0.1:{port}", **kind)[0] == 422  # it is no proper request, but it was let in
     assert ask("GET", "/gradio_api/info", Sec_Fetch_Site="cross-site")[0] == 403
     assert ask("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
 
@@ -153,9 +157,62 @@ def test_uploads_are_bounded_and_leave_nothing(server, ask):
     wait_until(lambda: not _files(uploads))
 
 
+def test_requests_of_no_shape_do_not_reach_gradio(ask):
+    def join(body: bytes, kind: str = "application/json") -> int:
+        return ask("POST", "/gradio_api/call/models", body, Content_Type=kind)[0]
+
+    assert join(b'{"data": []}') == join(b'{"data": []}', "Application/JSON; charset=utf-8") == 200
+    assert join(b'{"data": []}', "text/plain") == join(b"--x\r\n\x9b", "multipart/form-data; boundary=x") == 415
+    for body in (b"", b"\x9b", b'{"data": []', b"[" * 200_000, b"[]", b"null"):
+        assert join(body) == 400
+    for session in (b'""', b"7", b"[]", b'"' + b"x" * 101 + b'"'):
+        assert join(b'{"data": [], "session_hash": ' + session + b"}") == 400
+    assert _upload(ask, "a.png", b"")[0] == 200
+    head = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nno file\r\n--x--\r\n'
+    kind = {"Content_Type": "multipart/form-data; boundary=x"}
+    assert ask("POST", "/gradio_api/upload", head, **kind)[0] == 400
+
+
+def test_readers_beside_an_archive_get_their_own_answers(server, tmp_path):
+    (page,) = (child for child in psutil.Process().children() if "app.py" in child.cmdline())
+    found = load(server[0], page.pid, tmp_path, users=3, seconds=5, files=20, pause=0.2)
+    assert found["errors"] == found["wrong or mixed-up answers"] == 0, found
+    assert found["answers"] >= 6 and found["X-rays of the archive read meanwhile"].endswith(" of 20")
+    assert 0 < found["wait, median, s"] <= found["wait, 95th percentile, s"] <= found["longest wait, s"]
+    sweep(server[1], -1)
+
+
+def test_an_archive_lets_single_films_go_first_and_still_goes_on(monkeypatch):
+    monkeypatch.setattr(networks, "LONGEST_S", 0.6)
+    order, asked = [], Networks("nowhere")
+
+    class Slow:
+        def analyze(self, x):
+            time.sleep(0.05)
+            order.append(x)
+
+    asked._pipeline = Slow()
+
+    def archive() -> None:
+        for number in range(4):
+            asked.analyze(asked.patiently(lambda number=number: f"archive {number}")(), urgent=False)
+
+    def reader() -> None:
+        for number in range(20):
+            asked.analyze(f"film {number}")
+            time.sleep(0.02)  # the queue's moment between two
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(reader), (time.sleep(0.02), pool.submit(archive))[1]]
+        [job.result() for job in jobs]
+    assert sorted(order) == sorted([*(f"film {n}" for n in range(20)), *(f"archive {n}" for n in range(4))])
+    assert order.index("archive 0") >= 5 and order.index("film 19") < order.index("archive 3")
+    assert order.index("archive 0") < order.index("film 19"), "it never had a turn"
+
+
 def test_hostile_requests_harm_nobody(server):
     statuses, wrong = campaign_requests.campaign(server[0], 60)
-    assert not wrong and statuses.total() == 60
+    assert not wrong and statuses.total() == 60 and 500 not in statuses
     sweep(server[1], -1)
 
 
@@ -199,7 +256,7 @@ def _ends(connection: socket.socket) -> bool:
 def test_slow_clients_are_left(tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "SILENCE_S", 0.3)
     monkeypatch.setattr(gate, "SLOWEST", 10_000)
-    head = b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n"
+    head = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n"
     with behind_the_gate(tmp_path) as address:
         for begun in (b"", head, head + b"\r\n" + b"x" * 10):
             with socket.create_connection(address) as silent:

@@ -65,7 +65,7 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
         yield rows, len(found)
         for name, read in found:
             try:
-                rows.append(row(name, networks.analyze(read())))
+                rows.append(row(name, networks.analyze(networks.patiently(read)(), urgent=False)))
             except XRayError as error:
                 rows.append(row(name, str(error)))
             except Exception:  # the others are not to suffer for one

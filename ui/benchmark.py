@@ -3,6 +3,7 @@
     python -m ui.benchmark             # ten to fifteen minutes, most of them for an archive of 500 X-rays
     python -m ui.benchmark --users 0 --files 0    # one reader alone, and how smoothly the viewer moves: two minutes
     python -m ui.benchmark --record    # also into the README
+    python -m ui.benchmark load        # 16 people for ten minutes, beside an archive of 500 X-rays
 
 Serves the page on a free port and drives it as people would: a browser that
 drops phantoms of 2000×2000 pixels and asks for other heatmaps, of three
@@ -24,11 +25,14 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from random import Random
+from threading import Barrier
 
 import numpy as np
 from gradio_client import Client, handle_file
@@ -233,6 +237,90 @@ def archive(url: str, pid: int, folder: Path, files: int) -> dict[str, float]:
     }
 
 
+def load(
+    url: str, pid: int, folder: Path, users: int, seconds: float, files: int, pause: float
+) -> dict[str, float | int | str]:
+    """Readers who send a film, look at the answer for `pause` seconds and send the next, beside an archive.
+
+    Each film has a height of its own and is sent again and again, so that an answer that belongs to another is known.
+    The memory at the start is that after everybody's first answer.
+    """
+    end, waits, faults = time.monotonic() + seconds, [], Counter()
+    counts, warm = Counter(), Barrier(users + bool(files) + 1)
+
+    def ask(call: Callable[[], object]) -> object | None:
+        asked = time.perf_counter()
+        try:
+            answer = call()
+        except Exception as error:  # whatever it is, it is counted
+            faults[f"{type(error).__name__}: {str(error)[:80]}"] += 1
+            return None
+        waits.append(time.perf_counter() - asked)
+        return answer
+
+    def read(number: int) -> None:
+        client, first = Client(url, verbose=False), {}
+        films = {}
+        for kind in range(2):
+            films[size := 500 + 2 * number + kind] = folder / f"user{number}-{kind}.png"
+            films[size].write_bytes(png(size, number))
+        chance, turn = Random(number), 0
+        while turn < 2 or time.monotonic() < end:
+            size = [*films][turn % 2]
+            found = ask(partial(client.predict, handle_file(films[size]), api_name="/analyze"))
+            if found is not None:
+                counts["answers"] += 1
+                counts["mixed up"] += found != first.setdefault(size, found) or found["height"] != size
+            warm.wait() if turn == 0 else None
+            turn += 1
+            time.sleep(max(0, min(pause * chance.uniform(0.5, 1.5), end - time.monotonic())))
+
+    def send_archive() -> None:
+        path = folder / "load.zip"
+        with zipfile.ZipFile(path, "w") as films:
+            for number in range(files):
+                films.writestr(f"{number}.png", png(400 + number % 20, number % 20))
+        job, ready = Client(url, verbose=False).submit([handle_file(path)], api_name="/batch"), False
+        try:
+            for rows in job:
+                counts["archive"] = len(rows)
+                if rows and not ready:
+                    ready = warm.wait() >= 0
+                if time.monotonic() > end:
+                    job.cancel()
+                    break
+            for number, row in enumerate(rows):
+                counts["mixed up"] += (row["file"], row.get("height")) != (f"{number}.png", 400 + number % 20)
+        except Exception as error:
+            faults[f"archive, {type(error).__name__}: {str(error)[:80]}"] += 1
+        finally:
+            warm.wait() if not ready else None
+
+    with ThreadPoolExecutor(users + 1) as pool:
+        jobs = [pool.submit(read, number) for number in range(users)]
+        jobs += [pool.submit(send_archive)] if files else []
+        warm.wait()
+        before = memory(pid)
+        for job in jobs:
+            job.result()
+    after = memory(pid)
+    return {
+        "readers, and seconds for which each looks at an answer": f"{users}, {pause:g}",
+        "seconds in all": float(seconds),
+        "answers": counts["answers"],
+        "X-rays of the archive read meanwhile": f"{counts['archive']} of {files}",
+        "errors": faults.total(),
+        **{f"error: {what}": count for what, count in faults.items()},
+        "wrong or mixed-up answers": counts["mixed up"],
+        "wait, median, s": float(np.median(waits)),
+        "wait, 95th percentile, s": float(np.percentile(waits, 95)),
+        "longest wait, s": max(waits),
+        "memory after everybody's first answer, MiB": before,
+        "memory at the end, MiB": after,
+        "growth, %": 100 * (after / before - 1),
+    }
+
+
 def table(results: dict) -> str:
     """The results as Markdown."""
     lines = [f"On {results['machine']}:", "", "| what | figure |", "|---|---|"]
@@ -245,6 +333,10 @@ def table(results: dict) -> str:
 def main() -> None:
     """Measure, print, and write results/page.json."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", nargs="?", choices=["page", "load"], default="page", help="page (default), or load alone")
+    p.add_argument("--minutes", type=float, default=10, help="of load")
+    p.add_argument("--readers", type=int, default=16, help="of load")
+    p.add_argument("--pause", type=float, default=20, help="of load: seconds for which a reader looks at an answer")
     p.add_argument("--weights", default=ROOT / "weights", type=Path)
     p.add_argument("--starts", type=int, default=5)
     p.add_argument("--drops", type=int, default=20)
@@ -254,10 +346,15 @@ def main() -> None:
     p.add_argument("--out", default=ROOT / "results", type=Path)
     p.add_argument("--record", action="store_true", help="write the figures into the README")
     args = p.parse_args()
+    shipped = tuple(name for name in list_models() if name in read_manifest(args.weights))
+    if args.what == "load":
+        with tempfile.TemporaryDirectory() as name, served(args.weights, shipped) as (url, pid):
+            found = load(url, pid, Path(name), args.readers, 60 * args.minutes, args.files, args.pause)
+        print(table({"machine": f"{os.cpu_count()} CPU cores ({processor()})"} | found))
+        return
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("There is no Chromium: apt-get install chromium")
-    shipped = tuple(name for name in list_models() if name in read_manifest(args.weights))
     path, machine = args.out / "page.json", f"{os.cpu_count()} CPU cores ({processor()})"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if results.get("machine") != machine:

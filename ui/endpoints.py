@@ -1,6 +1,8 @@
 """What programs may call: one X-ray, many X-rays, the list of networks."""
 
 import json
+import time
+from collections.abc import Iterator
 
 from manet_core import WeightsError, XRayError
 from manet_core.networks.registry import split_name
@@ -33,8 +35,11 @@ def add_endpoints(networks: Networks, uploads: Uploads) -> None:
         except (XRayError, WeightsError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def analyze_many(files: list[gr.FileData]) -> list[dict]:
+    def analyze_many(files: list[gr.FileData]) -> Iterator[list[dict]]:
         """Analysis of many X-rays, in their order; a zip archive counts as the files in it.
+
+        The answer grows while they are read: `submit` of gradio_client yields what there is so far, about every
+        second, and `predict` returns all of it.
 
         Args:
             files: PNG, JPEG, TIFF, BMP, WebP, DICOM or zip files.
@@ -43,10 +48,15 @@ def add_endpoints(networks: Networks, uploads: Uploads) -> None:
             For each file {"file": its name} and what `/analyze` returns, or {"file", "error": a sentence}.
         """
         try:
-            *_, (rows, _) = batch.read_all(networks, uploads, files)
+            told, due = [], 0.0
+            for rows, _ in batch.read_all(networks, uploads, files):
+                if time.monotonic() > due:
+                    told = told + json.loads(batch.as_json(rows[len(told) :]))
+                    yield told
+                    due = time.monotonic() + batch.REDRAW_S * (1 + len(told) / 100)  # a long answer is told less often
+            yield told + json.loads(batch.as_json(rows[len(told) :]))
         except (XRayError, WeightsError) as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return json.loads(batch.as_json(rows))
 
     def list_networks() -> list[dict]:
         """The networks that are run.

@@ -6,6 +6,7 @@ does not use. Here everything is refused that the page does not need.
 
 import asyncio
 import ipaddress
+import json
 import shutil
 import socket
 import time
@@ -28,6 +29,7 @@ MOST_SAID = 4 << 20  # bytes of any other request
 SILENCE_S = 30  # in which some of a request must come
 SLOWEST = 4096  # bytes a second, after the first `SILENCE_S`
 FAILURES, FORGIVEN_S = 5, 300  # failed logins of one address, and after how long they are forgotten
+_LONGEST_NAME = 100  # of a session
 _API = "/gradio_api/"
 _UPLOAD = _API + "upload"
 _PATHS = {
@@ -111,10 +113,19 @@ class Gate:
                 self._check_login(_address(scope))
         except Refusal as refusal:
             return await PlainTextResponse(str(refusal), refusal.status)(scope, receive, answer)
+        receive = _paced(receive, path == _UPLOAD) if length else receive
         uploaded = length if path == _UPLOAD else 0
         self._arriving += uploaded
         try:
-            await self.app(scope, _paced(receive, path == _UPLOAD) if length else receive, answer)
+            if scope["method"] == "POST" and path.startswith(_API) and not path.startswith((_UPLOAD, _API + "mcp")):
+                receive = await _checked(receive, headers)
+            await self.app(scope, receive, answer)
+        except Refusal as refusal:
+            await PlainTextResponse(str(refusal), refusal.status)(scope, receive, answer)
+        except TypeError:  # what Gradio makes of a form's field that is no file
+            if path != _UPLOAD:
+                raise
+            await PlainTextResponse("A part of the form is no file; send files alone.", 400)(scope, receive, answer)
         finally:
             self._arriving -= uploaded
 
@@ -216,6 +227,37 @@ def _paced(receive: Receive, upload: bool) -> Receive:
         return message
 
     return next_message
+
+
+async def _checked(receive: Receive, headers: Headers) -> Receive:
+    """`receive` once more, of a request to an endpoint that is whole and of the shape that Gradio expects.
+
+    Of other text than JSON it fails to quote the fault; and one empty name of a session, which it stores under another
+    name than it looks for, makes it fail for everybody who asks until that request has had its turn.
+    """
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "Send JSON, and say so: Content-Type: application/json.")
+    body, message = bytearray(), {"more_body": True}
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(408, "The request ended before it was complete; send it again.")
+        body += message.get("body", b"")
+    try:
+        asked = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        asked = None
+    if not isinstance(asked, dict):
+        raise Refusal(400, "This is no JSON object; see view_api() of gradio_client for what to send.")
+    session = asked.get("session_hash")
+    if session is not None and not (isinstance(session, str) and 0 < len(session) <= _LONGEST_NAME):
+        raise Refusal(400, "The name of the session is empty or too long; leave it out.")
+    whole = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
+
+    async def again() -> Message:
+        return next(whole, None) or await receive()
+
+    return again
 
 
 def patient(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:

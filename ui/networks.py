@@ -3,7 +3,8 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,6 +21,7 @@ from manet_core.weights import MANIFEST, read_manifest, task_of
 
 from .render import fit
 
+PAUSE_S, LONGEST_S = 0.1, 5.0  # for which an archive waits after a single X-ray, and in all for one of its own
 KEEP_SIDE = 1024  # pixels of the picture that is kept
 # Where Gradio's queue puts what runs networks. Batches, say, may be under way together, since `Networks`
 # gives each X-ray its turn; the lowest limit of an id holds for all of it, so every event needs one of these whole.
@@ -76,6 +78,7 @@ class Networks:
     def __init__(self, weights: str | Path, models: list[str] | None = None):
         self.weights, self.models, self._pipeline, self._random = weights, models, None, None
         self._loading, self._turn = threading.Lock(), threading.Lock()
+        self._changed, self._urgent, self._answered = threading.Condition(), 0, 0.0
 
     def get(self) -> Pipeline:
         """The pipeline.
@@ -106,19 +109,51 @@ class Networks:
         """Those of `models` that an explainer can explain; see `get`."""
         return self.get().suited(get_explainer(explainer), models)
 
-    def analyze(self, x: XRay, random: bool = False, **options) -> Analysis:
+    def analyze(self, x: XRay, random: bool = False, urgent: bool = True, **options) -> Analysis:
         """`Pipeline.analyze` when it is this X-ray's turn; see `get`.
 
         Args:
             x: the X-ray.
             random: run the same networks with random weights, always the same ones.
+            urgent: somebody waits for this one X-ray; see `patiently`.
             options: further arguments of `Pipeline.analyze`.
         """
         pipeline = self.get()
-        with self._turn:
+        with self._noted() if urgent else nullcontext(), self._turn:
             if random:
                 pipeline = self._randomised(pipeline)
             return pipeline.analyze(x, **options)
+
+    def patiently(self, read: Callable[[], XRay]) -> Callable[[], XRay]:
+        """`read`, which waits until nobody waits for a single X-ray, so that an archive lets others go first.
+
+        Between the X-rays of a queue is a moment without any, which is waited for, too. No X-ray of an archive waits
+        longer than `LONGEST_S`.
+        """
+
+        def wait_and_read() -> XRay:
+            end = time.monotonic() + LONGEST_S
+            with self._changed:
+                while (now := time.monotonic()) < end:
+                    until = end if self._urgent else min(end, self._answered + PAUSE_S)
+                    if until <= now:
+                        break
+                    self._changed.wait(until - now)
+            return read()
+
+        return wait_and_read
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Somebody waits meanwhile."""
+        with self._changed:
+            self._urgent += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._urgent, self._answered = self._urgent - 1, time.monotonic()
+                self._changed.notify_all()
 
     def keep(self, x: XRay, analysis: Analysis, name: str = "", key: str = "") -> Film:
         """What a page needs of an X-ray and its analysis from now on; `name` is its file's, `key` the viewer's."""

@@ -17,7 +17,7 @@ from manet_core.pose import FAULTS, mended
 from manet_core.report import save_report
 from manet_core.tasks import get_task
 
-from . import render, viewer
+from . import filing, render, viewer
 from .claims import Claims, summary
 from .networks import ANALYSES, EXPLANATIONS, Film, Networks, results_of
 from .newest import Newest, Superseded
@@ -106,6 +106,7 @@ class OpinionTab:
                 )
                 with gr.Row():
                     self.save = {kind: gr.Button(f"Save as {kind.upper()}", size="sm") for kind in ("pdf", "png")}
+                    self.dicom = filing.dicom_button()
                 self.saved = _html(elem_id="saved")
 
     def _draw_reading(self, tasks: list[str]) -> None:
@@ -166,6 +167,7 @@ class OpinionTab:
         for kind, button in self.save.items():
             made = button.click(self._report(kind), [self.found, self.note], self.saved, queue=False, **_PRIVATE)
             made.then(None, js="() => document.querySelector('#saved a')?.click()", **_PRIVATE)
+        filing.connect(self.dicom, self.found, self.saved, self.networks, self.uploads, **_PRIVATE)
 
     def check_weights(self) -> str:
         """For the status line of a page that was just opened: a sentence where weights are missing."""

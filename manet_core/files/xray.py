@@ -57,7 +57,7 @@ def load_xray(source: str | os.PathLike | bytes | BinaryIO) -> XRay:
     """
     try:
         data = _read(source)
-        with _quiet():
+        with quiet():
             values, remarks, *more = decode_dicom(data) if looks_like_dicom(data) else decode_raster(data)
             return XRay(_to_unit_range(values), tuple(remarks), *more)
     except XRayError as error:
@@ -70,7 +70,7 @@ def load_xray(source: str | os.PathLike | bytes | BinaryIO) -> XRay:
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """Silence the decoders' warnings and log records, which may quote the header, in this thread and this block.
 
     Warning filters belong to the whole process, so two threads that save and
