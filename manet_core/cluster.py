@@ -1,5 +1,7 @@
 """Reading an archive by Ray Data: processes on this machine, or on as many as a Ray cluster has."""
 
+import logging
+import os
 from collections.abc import Iterator
 
 from .archive import Job, Reader
@@ -41,9 +43,12 @@ def read_by_ray(job: Job, names: list[str], size: int, workers: int, gpus: float
         raise ClusterError("--engine ray needs Ray; install it: pip install 'ray[data]'.") from None
     if not ray.is_initialized():
         try:
-            ray.init(log_to_driver=False, logging_level="ERROR")  # RAY_ADDRESS names a cluster
+            # RAY_ADDRESS names a cluster; without, one starts here, with a core more for what directs the workers
+            here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1, "include_dashboard": False}
+            ray.init(log_to_driver=False, logging_level="ERROR", **here)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(f"Ray does not start ({type(error).__name__}); is RAY_ADDRESS right?") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     parts = [{"names": names[i : i + size]} for i in range(0, len(names), size)]
     done = ray.data.from_items(parts, override_num_blocks=len(parts)).map(

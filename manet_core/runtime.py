@@ -50,8 +50,9 @@ def _session(net: nn.Module, what: str, function: Callable, inputs: dict[str, Te
     """What computes `function` by ONNX Runtime; None: PyTorch is to do it."""
     if not enabled or net.training or any(x.device.type != "cpu" for x in inputs.values()):
         return None
-    if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
-        return None  # somebody wants to see what happens inside
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    if hooked or "forward_features" in vars(net):  # somebody wants to see what happens inside
+        return None
     shapes = {name: tuple(x.shape[1:]) for name, x in inputs.items()}
     # weights that were changed since, in place, are other weights
     version = sum(tensor._version for tensor in (*net.parameters(), *net.buffers()))

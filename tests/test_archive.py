@@ -135,7 +135,7 @@ def test_ray_writes_the_same_rows_and_a_killed_worker_loses_and_doubles_nothing(
         killed = None
         while process.poll() is None and killed is None:
             if (there / "rows").is_dir() and list((there / "rows").glob("*.parquet")):
-                workers = [p for p in psutil.Process(process.pid).children(True) if "Actor" in " ".join(_line(p))]
+                workers = [p for p in psutil.Process(process.pid).children(True) if "MapWorker" in " ".join(_line(p))]
                 if workers:
                     killed = workers[0]
                     killed.kill()
