@@ -1,4 +1,4 @@
-"""Command line: python -m manet_core {analyze IMAGE... --out DIR, listen, models}."""
+"""Command line: python -m manet_core {analyze IMAGE... --out DIR, batch SOURCE... --out DIR, listen, models}."""
 
 import argparse
 import sys
@@ -11,9 +11,16 @@ examples:
   python -m manet_core analyze chest.dcm --out out --models efficientnet_lite0_ma --explainer layercam
   python -m manet_core analyze chest.dcm --out out --json > chest.json
   python -m manet_core listen --out out --allow PACS --return-to PACS@pacs.example.org:104
+  python -m manet_core batch archive/ films.zip --out results    # Parquet files; the same command goes on
 
 exit status: 0 all read, 1 some failed, 2 usage or weights, 130 interrupted (what was finished is kept)
 """
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     common.add_argument(
         "--weights", default="weights", help="folder with manifest.json, or another manifest file (default: weights)"
     )
-    one = verbs.add_parser("analyze", parents=[common], help="masks, readings and heatmaps of X-rays", **style)
+    asked = argparse.ArgumentParser(add_help=False)
+    asked.add_argument("--models", help="comma-separated names; default: all that have weights")
+    asked.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: CUDA when present")
+    one = verbs.add_parser("analyze", parents=[common, asked], help="masks, readings and heatmaps of X-rays", **style)
     one.add_argument(
         "images",
         nargs="+",
@@ -35,7 +45,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     one.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for panels and results.json")
     one.add_argument("--recursive", "-r", action="store_true", help="of a folder, read the folders within it too")
-    one.add_argument("--models", help="comma-separated names; default: all that have weights")
     one.add_argument(
         "--explainer",
         metavar="NAME",
@@ -43,7 +52,6 @@ def main(argv: list[str] | None = None) -> int:
         "attention (of networks that have it); and, in up to minutes, scorecam, lime, kernelshap, gradientshap, "
         "occlusion, integratedgradients",
     )
-    one.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: CUDA when present")
     one.add_argument("--csv", action="store_true", help="write results.csv too, one row a film and network")
     one.add_argument(
         "--no-panels",
@@ -59,6 +67,24 @@ def main(argv: list[str] | None = None) -> int:
     )
     one.add_argument("--json", action="store_true", help="print results.json instead of a table")
     _add_listen(verbs.add_parser("listen", parents=[common], help="take X-rays from a PACS, by DICOM", **style))
+    many = verbs.add_parser("batch", parents=[common, asked], help="an archive of X-rays into Parquet files", **style)
+    many.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="files, folders with all within, patterns, zip archives, @FILE with a source a line, or addresses that "
+        "fsspec knows, such as s3://bucket/films",
+    )
+    many.add_argument("--list", action="append", default=[], metavar="FILE", help="the same as @FILE")
+    many.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the Parquet files")
+    many.add_argument("--engine", default="local", choices=["local", "ray"], help="default: local")
+    many.add_argument("--workers", type=_positive, default=2, metavar="N", help="ray: processes, of one core each")
+    many.add_argument("--gpus", type=float, default=0, metavar="N", help="ray: GPUs of a process, such as 0.5")
+    many.add_argument(
+        "--part", type=_positive, default=500, metavar="N", help="X-rays in a file: what an interruption may cost"
+    )
+    many.add_argument("--masks", action="store_true", help="keep the masks, too")
+    many.add_argument("--heatmaps", action="store_true", help="make heatmaps, and keep them")
     verbs.add_parser("models", parents=[common], help="list the networks")
     args = parser.parse_args(argv)
     try:

@@ -2,12 +2,13 @@
 
 import argparse
 import io
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -16,18 +17,15 @@ from tqdm import tqdm
 
 from .dicom_out import dicom_out
 from .explain import DEFAULT, Explainer, get_explainer
-from .files.dicom import looks_like_dicom
-from .files.xray import XRay, XRayError, load_xray
+from .files.xray import XRayError, load_xray
 from .networks.registry import create_classifier, list_models
-from .pipeline import NO_READING, Analysis, Pipeline
+from .pipeline import NO_READING, Analysis, Pipeline, sentence
 from .report import save_report
 from .results import Results, replace_file
+from .sources import SourceError, film_names, is_picture
 from .tasks import Task, get_task
-from .weights import SEGMENT, WeightsError, read_manifest, task_of
+from .weights import SEGMENT, WeightsError, fingerprint, read_manifest, task_of
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom")
-_BATCH = 8  # X-rays that go through a network together
-_PIXELS = 64 << 20  # in a batch, from which on it takes no further X-ray: 256 MB, and two batches are held
 _LONGEST = 200  # bytes of a panel's name; most file systems take 255, some encrypted ones fewer
 
 
@@ -38,8 +36,9 @@ class _UsageError(Exception):
 def run(args: argparse.Namespace) -> int:
     """Do what `args` ask for; returns the exit status."""
     try:
-        return {"analyze": analyze, "models": models, "listen": listen}[args.verb](args)
-    except (WeightsError, _UsageError) as error:
+        verbs = {"analyze": analyze, "batch": batch, "listen": listen, "models": models}
+        return verbs[args.verb](args)
+    except (WeightsError, SourceError, _UsageError) as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -79,6 +78,47 @@ def analyze(args: argparse.Namespace) -> int:
     for line in [results.json()] if args.json else table:
         print(line)
     return int(results.failed > 0)
+
+
+def batch(args: argparse.Namespace) -> int:
+    """Read an archive into Parquet files; 0: all read, 1: some failed, 130: interrupted."""
+    from . import archive  # needs pyarrow, as nothing else does
+    from .cluster import ClusterError, read_by_ray
+
+    networks = _asked(args.weights, args.models)
+    names = film_names([*args.sources, *(f"@{path}" for path in args.list)])
+    weights = os.path.abspath(args.weights)
+    job = archive.Job(os.path.abspath(args.out), weights, tuple(networks), args.device, args.masks, args.heatmaps)
+    entries = read_manifest(weights)
+    read = failed = 0
+    status, started, cores = 0, time.monotonic(), torch.get_num_threads()
+    try:
+        with _stopped_gently():
+            known = archive.begin(job, {name: fingerprint(entries[name]) for name in networks})
+            left = [name for name in names if archive.text(name) not in known]
+            if args.engine == "ray" and left:
+                cores = args.workers
+                found = read_by_ray(job, left, args.part, args.workers, args.gpus)
+            else:
+                found = archive.read_here(job, left, args.part)
+            with tqdm(total=len(names), initial=len(names) - len(left), unit="X-ray", disable=None) as bar:
+                with closing(found):
+                    for some, bad in found:
+                        read, failed = read + some, failed + bad
+                        bar.update(some + bad)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        status = 130
+    except (archive.ArchiveError, ClusterError) as error:
+        raise _UsageError(error) from None
+    except OSError as error:
+        raise _UsageError(
+            f"{args.out} cannot be written to ({error.strerror}); make room or choose another --out."
+        ) from None
+    done = archive.summary(read, failed, len(names) - len(left), time.monotonic() - started, cores)
+    replace_file(args.out / "summary.json", (json.dumps(done, indent=2) + "\n").encode())
+    print(", ".join(f"{key} {value}" for key, value in done.items()))
+    return status or int(failed > 0)
 
 
 def models(args: argparse.Namespace) -> int:
@@ -163,20 +203,7 @@ def _inside(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
         within = [name for name in sorted(folders) if not name.startswith(".")] if recursive else []
         folders[:] = [name for name in within if os.path.realpath(Path(root, name)) != os.path.realpath(out)]
         paths = (Path(root, name) for name in sorted(names) if not name.startswith("."))
-        yield from (path for path in paths if _is_picture(path))
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether a file is to be read if its folder is: it is called as a picture is, or it begins as DICOM does."""
-    if path.suffix.lower() in _SUFFIXES:
-        return True
-    if path.name == "DICOMDIR" or not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return looks_like_dicom(file.read(132))
-    except OSError:
-        return False
+        yield from (path for path in paths if is_picture(path))
 
 
 def _asked(weights: str, models: str | None) -> dict[str, Task]:
@@ -206,7 +233,7 @@ def _missing(images: list[Path]) -> set[Path]:
     """The images that are not there, each told at once, before the minutes that the others may take."""
     missing = dict.fromkeys(image for image in images if not os.path.exists(image))
     for image in missing:
-        print(f"{_shown(image)}: {_read(image)}", file=sys.stderr)
+        print(f"{_shown(image)}: {sentence(_try(lambda image=image: load_xray(image)))}", file=sys.stderr)
     return set(missing)
 
 
@@ -269,70 +296,37 @@ def _save_dicom(analysis: Analysis, panel: Path, image: Path, pipe: Pipeline) ->
         return str(error)
     for kind, data in made.files.items():
         replace_file(panel.with_name(f"{panel.stem}-{kind}.dcm"), data)
-    for sentence in made.missing:
-        tqdm.write(f"{_shown(image)}: {sentence}", file=sys.stderr)
-
-
-def _read(image: Path) -> XRay | str:
-    try:
-        return load_xray(image)
-    except XRayError as error:
-        return str(error)
-
-
-def _batches(images: list[Path]) -> Iterator[list[tuple[Path, XRay | str]]]:
-    """The images, read; a thread reads the next batch while whoever asks works on this one."""
-    waiting, stopped = iter(images), threading.Event()
-
-    def read() -> list[tuple[Path, XRay | str]]:
-        batch, pixels = [], 0
-        while len(batch) < _BATCH and pixels < _PIXELS and not stopped.is_set():
-            if (image := next(waiting, None)) is None:
-                break
-            found = _read(image)
-            pixels += 0 if isinstance(found, str) else found.pixels.size
-            batch.append((image, found))
-        return batch
-
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            coming = pool.submit(read)
-            while batch := coming.result():
-                coming = pool.submit(read)
-                yield batch
-        finally:
-            stopped.set()
+    for reason in made.missing:
+        tqdm.write(f"{_shown(image)}: {reason}", file=sys.stderr)
 
 
 def _analyses(
     pipe: Pipeline | None, images: list[Path], explainer: Explainer | None
 ) -> Iterator[tuple[Path, Analysis | str]]:
     """The images with their analyses, or the sentences why there are none, in order; without explainer no heatmaps."""
-    with closing(_batches(images)) as batches:
-        for batch in batches:
-            films = [found for _, found in batch if isinstance(found, XRay)]
-            analyses = iter(_analyze(pipe, films, explainer))
-            for image, found in batch:
-                yield image, next(analyses) if isinstance(found, XRay) else found
-
-
-def _analyze(pipe: Pipeline, films: list[XRay], explainer: Explainer | None) -> list[Analysis | str]:
-    """The films' analyses; if they fail together, one by one, so that one bad film costs no other its result."""
-    try:
-        if films and explainer is not None and explainer.slow:
-            return [_analyze_slowly(pipe, film, explainer) for film in films]
+    if pipe is None:  # there is none of them
+        found = (_try(lambda image=image: load_xray(image)) for image in images)
+    elif explainer is not None and explainer.slow:
+        found = (_try(lambda image=image: _analyze_slowly(pipe, image, explainer)) for image in images)
+    else:
         by = DEFAULT if explainer is None else explainer.name
-        return list(pipe.analyze_many(films, heatmaps=explainer is not None, explainer=by))
+        found = pipe.analyze_many(images, heatmaps=explainer is not None, explainer=by, return_exceptions=True)
+    with closing(found):
+        for image, one in zip(images, found):
+            yield image, sentence(one) if isinstance(one, Exception) else one
+
+
+def _try(function: Callable[[], Analysis]) -> Analysis | Exception:
+    try:
+        return function()
     except Exception as error:
-        if len(films) > 1:
-            return [analysis for film in films for analysis in _analyze(pipe, [film], explainer)]
-        return [f"The analysis failed ({type(error).__name__}); save the picture smaller, or report this."]
+        return error
 
 
-def _analyze_slowly(pipe: Pipeline, film: XRay, explainer: Explainer) -> Analysis:
+def _analyze_slowly(pipe: Pipeline, image: Path, explainer: Explainer) -> Analysis:
     layout = "{l_bar}{bar}| {n:.1f} of {total} networks [{elapsed}<{remaining}]"
     with tqdm(total=len(pipe.models), desc=explainer.title, bar_format=layout, leave=False) as bar:
-        return pipe.analyze(film, explainer=explainer.name, progress=lambda done, _: bar.update(done - bar.n))
+        return pipe.analyze(image, explainer=explainer.name, progress=lambda done, _: bar.update(done - bar.n))
 
 
 def _panel_names(images: list[Path]) -> list[str]:

@@ -11,6 +11,7 @@ from skimage.morphology import remove_small_objects
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from . import runtime
 from .preprocess import resize, to_unit_range
 
 SMOOTHING = 1.0  # pixels of the segmenter: standard deviation of the Gaussian that rounds an enlarged outline
@@ -99,9 +100,9 @@ def predict_lungs(segmenter: nn.Module, pictures: Sequence[np.ndarray], size: in
     """Segment pictures (H, W) in [0, 1], of any shapes, together at the segmenter's input size (a square)."""
     device = next(segmenter.parameters()).device
     images = np.stack([to_unit_range(resize(picture, size)) for picture in pictures])
-    levels = segmenter.forward_features(torch.from_numpy(images)[:, None].to(device))
-    probabilities = segmenter.forward_head(levels)[:, 0].float().sigmoid().cpu().numpy()
-    features = adaptive_avg_pool2d(levels[-1].float(), 2).cpu().numpy()
+    logits, deepest = runtime.masks(segmenter, torch.from_numpy(images)[:, None].to(device))
+    probabilities = logits[:, 0].float().sigmoid().cpu().numpy()
+    features = adaptive_avg_pool2d(deepest.float(), 2).cpu().numpy()
     return [Lungs.from_probability(*lungs) for lungs in zip(probabilities, features)]
 
 

@@ -2,22 +2,26 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from . import runtime
+from .ahead import ahead
 from .explain import DEFAULT, Explainer, get_explainer
 from .explain.gradcam import scale_maps
 from .explain.progress import watched
 from .familiarity import Familiarity
 from .files.dicom import HEADER_DENIES
 from .files.quality import picture_warnings
-from .files.xray import XRay, load_xray
+from .files.xray import XRay, XRayError, load_xray
 from .lungs import Lungs, implausible, mask_warnings, predict_lungs, sides
 from .networks.registry import list_models
 from .pose import FAULTS, Pose
@@ -29,6 +33,7 @@ DISCLAIMER = "Research and teaching only, not a medical device."
 NO_READING = "no reliable reading"  # what is said in a class's place where an analysis withholds it
 SEGMENTER = "resunet"
 Progress = Callable[[float, int], None]  # (networks that are done, how many there are)
+Source = XRay | str | Path | bytes | Callable[[], XRay]  # an X-ray, what `load_xray` reads, or what reads one
 
 
 @dataclass(frozen=True, repr=False)
@@ -311,36 +316,62 @@ class Pipeline:
 
     def analyze_many(
         self,
-        xrays: Iterable[XRay | str | Path | bytes],
+        xrays: Iterable[Source],
         models: list[str] | None = None,
         batch: int = 16,
         heatmaps: bool = True,
         sees: str | None = None,
         explainer: str = DEFAULT,
-    ) -> Iterator[Analysis]:
-        """Analyse many X-rays, in order; each network sees a whole batch at once.
+        return_exceptions: bool = False,
+    ) -> Iterator[Analysis | Exception]:
+        """Analyse many X-rays, in order; files are read while the networks work on those before them.
+
+        On a CPU each core works on an X-ray of its own: there, several X-rays that go through a network together
+        take no less time than one after another. On a GPU each network sees a whole batch at once.
 
         Args:
-            xrays: as many as you like, from `load_xray` or what that reads, one batch after another: no more than
-                these are held in memory.
+            xrays: as many as you like, from `load_xray`, what that reads, or functions that return one, which are
+                called in other threads. A few more than there are cores are held in memory; on a GPU three batches.
             models: as `analyze` has it.
-            batch: how many X-rays go through a network together.
+            batch: how many X-rays go through a network together on a GPU.
             heatmaps: False: none are made, which is faster; `heatmaps`, `peaks`, `in_lung`, `in_sides` are then {}.
             sees: as `analyze` has it.
             explainer: as `analyze` has it.
+            return_exceptions: an X-ray that cannot be read or analysed has its exception in the place of its
+                analysis, and costs no other its own: `XRayError`, or whatever went wrong with the analysis. False:
+                it is raised when its turn comes.
 
         Raises:
             WeightsError: a model that is not loaded.
             XRayError: one of `xrays` is a file that cannot be read.
-            ValueError: there is no such `sees` or `explainer`.
+            ValueError: there is no such `sees` or `explainer`, or it does not suit one of the models.
         """
-        names, chosen, xrays = self._names(models), get_explainer(explainer) if heatmaps else None, map(_read, xrays)
-        batches = iter(lambda: list(islice(xrays, batch)), [])
-        return (
-            analysis
-            for several in batches
-            for analysis in self._analyze(several, names, chosen, [None] * len(several), sees)
-        )
+        names, chosen = self._names(models), get_explainer(explainer) if heatmaps else None
+        if chosen is not None:
+            self.check_suits(chosen, names)
+
+        def analyze(read: list[XRay | Exception]) -> list[Analysis | Exception]:
+            good = [x for x in read if isinstance(x, XRay)]
+            found = iter(self._analyze_each(good, names, chosen, sees))
+            return [next(found) if isinstance(x, XRay) else x for x in read]
+
+        if _alone(self.device):
+            several = ahead(lambda x: analyze([_try_to_read(x)]), xrays, torch.get_num_threads())
+        else:
+            read = ahead(_try_to_read, xrays, torch.get_num_threads(), 2 * batch)
+            several = ahead(analyze, iter(lambda: list(islice(read, batch)), []), 1, 1)
+        return _each(several, return_exceptions)
+
+    def _analyze_each(
+        self, xrays: list[XRay], names: list[str], explainer: Explainer | None, sees: str | None
+    ) -> list[Analysis | Exception]:
+        """The analyses; if they fail together, one by one, so that one bad X-ray costs no other its result."""
+        try:
+            return self._analyze(xrays, names, explainer, [None] * len(xrays), sees) if xrays else []
+        except Exception as error:
+            if len(xrays) == 1:
+                return [error]
+            return [found for x in xrays for found in self._analyze_each([x], names, explainer, sees)]
 
     def _names(self, models: list[str] | None) -> list[str]:
         names = self.models if models is None else list(models)
@@ -378,19 +409,20 @@ class Pipeline:
     ) -> list[Analysis]:
         if explainer is not None:
             self.check_suits(explainer, names)
+        sized = [_Sized(x.pixels) for x in xrays]
         predicted = iter(())
         if None in lungs:
             size = self.entries[SEGMENTER]["preprocessing"]["size"]
-            predicted = iter(
-                predict_lungs(self.segmenter, [x.pixels for x, own in zip(xrays, lungs) if own is None], size)
-            )
+            pictures = [picture[size] for picture, own in zip(sized, lungs) if own is None]
+            predicted = iter(predict_lungs(self.segmenter, pictures, size))
         lungs = [next(predicted) if own is None else own for own in lungs]
         inputs = {}  # by view: most classifiers share one
         readings = [{} for _ in xrays]
         for done, name in enumerate(names):
             view = View.of(self.entries[name]["preprocessing"])
             if view not in inputs:
-                inputs[view] = [shown(x.pixels, own, view, sees or view.sees) for x, own in zip(xrays, lungs)]
+                pictures = [picture[view.working] for picture in sized]
+                inputs[view] = [shown(x, own, view, sees or view.sees) for x, own in zip(pictures, lungs)]
             watcher = progress and (lambda share, done=done: progress(done + share, len(names)))
             for found, reading in zip(readings, self._read(name, inputs[view], explainer, watcher)):
                 found[name] = reading
@@ -420,9 +452,12 @@ class Pipeline:
         net, entry = self.classifiers[name], self.entries[name]
         images = torch.from_numpy(np.stack([view.seen for view in views]))[:, None].to(self.device)
         masks = torch.from_numpy(np.stack([view.mask for view in views]).astype(np.float32))[:, None].to(self.device)
-        with torch.inference_mode():
-            features = net.forward_features(images, masks)
-            every = net.forward_head(features) if explainer is None else None
+        features = runtime.features(net, images, masks)
+        if explainer is None:
+            with torch.inference_mode():
+                every = net.forward_head(features)
+        elif explainer.name != DEFAULT:
+            net = _own(net)
         for i, view in enumerate(views):
             one = slice(i, i + 1)
             if explainer is None:
@@ -434,8 +469,53 @@ class Pipeline:
             yield _reading(name, entry, view, logits, maps.shape[-2:], maps)
 
 
-def _read(x: XRay | str | Path | bytes) -> XRay:
+def sentence(error: Exception) -> str:
+    """Why there is no analysis, for the user: nothing of what an unexpected exception says, which may be anything."""
+    if isinstance(error, XRayError):
+        return str(error)
+    return f"The analysis failed ({type(error).__name__}); save the picture smaller, or report this."
+
+
+class _Sized(dict):
+    """A picture (H, W) at the square sizes that are asked for, {side: (side, side) float32}, each made once."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+
+    def __missing__(self, side: int) -> np.ndarray:
+        self[side] = resize(self.pixels, side)
+        return self[side]
+
+
+def _read(x: Source) -> XRay:
+    if callable(x):
+        x = x()
     return x if isinstance(x, XRay) else load_xray(x)
+
+
+def _try_to_read(x: Source) -> XRay | Exception:
+    try:
+        return _read(x)
+    except Exception as error:
+        return error
+
+
+def _alone(device: torch.device) -> bool:
+    """Whether an X-ray goes through the networks alone, on a core of its own: it does on a CPU."""
+    return device.type == "cpu"
+
+
+def _each(several: Iterator[list[Analysis | Exception]], return_exceptions: bool) -> Iterator[Analysis | Exception]:
+    with closing(several):
+        for found in chain.from_iterable(several):
+            if isinstance(found, Exception) and not return_exceptions:
+                raise found
+            yield found
+
+
+def _own(net: nn.Module) -> nn.Module:
+    """A network with the same tensors, and hooks of its own: explainers hang theirs on it, and other threads run it."""
+    return deepcopy(net, {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())})
 
 
 def _classifiers(entries: dict[str, dict]) -> list[str]:

@@ -166,17 +166,17 @@ def test_no_class_is_named_where_it_is_withheld(random_weights, tmp_path, capsys
     assert float(row["Tuberculosis"]) == pytest.approx(reading["probabilities"]["Tuberculosis"], abs=1e-4)
 
 
-def test_a_film_that_breaks_its_batch_costs_no_other_its_result(picture, random_weights, tmp_path, monkeypatch, capsys):
+def test_a_film_that_breaks_the_analysis_costs_no_other_its_result(picture, random_weights, tmp_path, monkeypatch):
     small = tmp_path / "small.png"
     Image.open(picture).resize((70, 80)).save(small)
-    analyze_many = Pipeline.analyze_many
+    analyze_one = Pipeline._analyze
 
-    def fail(self, xrays, **options):
+    def fail(self, xrays, *options):
         if any(x.pixels.shape == (80, 70) for x in xrays):
             raise RuntimeError("not for everybody's eyes")
-        return analyze_many(self, xrays, **options)
+        return analyze_one(self, xrays, *options)
 
-    monkeypatch.setattr(Pipeline, "analyze_many", fail)
+    monkeypatch.setattr(Pipeline, "_analyze", fail)
     status, found = analyze([picture, small, picture], tmp_path / "o", random_weights, "--no-panels")
     assert status == 1 and ["error" in entry for entry in found] == [False, True, False]
     assert "RuntimeError" in found[1]["error"] and "everybody" not in found[1]["error"]
@@ -187,27 +187,6 @@ def test_a_panel_that_cannot_be_drawn_costs_no_reading(picture, random_weights, 
     status, (found,) = analyze([picture], tmp_path / "o", random_weights)
     assert status == 1 and "panel" in found["fault"] and found["readings"]
     assert found["fault"] in capsys.readouterr().err
-
-
-def test_files_are_read_ahead_but_not_all_of_them(picture, random_weights, tmp_path, monkeypatch):
-    read, counts = [], []
-    load_xray, analyze_many = commands.load_xray, Pipeline.analyze_many
-    monkeypatch.setattr(commands, "load_xray", lambda image: read.append(image) or load_xray(image))
-
-    def look(self, xrays, **options):
-        found = list(analyze_many(self, xrays, **options))
-        counts.append((len(xrays), len(read)))
-        return found
-
-    monkeypatch.setattr(Pipeline, "analyze_many", look)
-    monkeypatch.setattr(commands, "_BATCH", 2)
-    status, found = analyze([picture] * 7, tmp_path / "o", random_weights, "--no-panels")
-    assert status == 0 and len(found) == 7 and [size for size, _ in counts] == [2, 2, 2, 1]
-    assert counts[0][1] <= 4, "one batch ahead"
-    monkeypatch.setattr(commands, "_PIXELS", 128 * 128)
-    counts.clear()
-    analyze([picture] * 3, tmp_path / "o", random_weights, "--no-panels")
-    assert [size for size, _ in counts] == [1, 1, 1], "large films are not held by the dozen"
 
 
 def test_help_comes_without_the_library(tmp_path):

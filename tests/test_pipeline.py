@@ -10,10 +10,12 @@ import pytest
 import torch
 from skimage import data
 
-from manet_core import CLASSES, Pipeline, WeightsError, XRay, XRayError, load_xray, to_frame
+from manet_core import CLASSES, Pipeline, WeightsError, XRay, XRayError, load_xray, pipeline, runtime, to_frame
+from manet_core.ahead import AHEAD
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
 from manet_core.preprocess import View, crop, lung_box, resize, segmented_lungs, to_unit_range
+from manet_core.runtime import runtime_of
 from manet_core.tasks import get_task
 
 TRIO = ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]
@@ -162,17 +164,14 @@ def test_a_network_of_the_lungs_box_sees_the_whole_picture_where_no_lung_was_fou
     assert reading.box == (0, 0, 1, 1) and set(reading.in_lung.values()) == {0}
 
 
-def test_many_x_rays_are_read_in_order_in_batches_and_as_one_by_one(task_pipe):
+def test_many_x_rays_are_read_in_order_and_as_one_by_one(task_pipe):
     xrays = [XRay(phantom(100 + i, i).pixels[:, : 90 + i]) for i in range(5)]
-    taken, sizes = [], []
-    stem = task_pipe.classifiers["efficientnet_lite0"].conv_stem
-    handle = stem.register_forward_hook(lambda *a: sizes.append(len(a[2])))
-    several = task_pipe.analyze_many((taken.append(i) or x for i, x in enumerate(xrays)), batch=2)
+    taken = []
+    several = task_pipe.analyze_many(taken.append(i) or x for i, x in enumerate(xrays))
     first = next(several)
-    assert taken == [0, 1], "no more than a batch is held"
+    assert len(taken) <= torch.get_num_threads() + AHEAD, "no more are held"
     several = [first, *several]
-    assert sizes == [2, 2, 1]
-    handle.remove()
+    assert taken == [0, 1, 2, 3, 4]
     for x, many in zip(xrays, several, strict=True):
         one = task_pipe.analyze(x)
         assert many.original is x.pixels and (many.mask == one.mask).all() and many.warnings == one.warnings
@@ -184,6 +183,62 @@ def test_many_x_rays_are_read_in_order_in_batches_and_as_one_by_one(task_pipe):
             assert other.peaks == pytest.approx(reading.peaks, abs=1e-5)
             for name, heatmap in reading.heatmaps.items():
                 np.testing.assert_allclose(other.heatmaps[name], heatmap, atol=1e-5)
+
+
+def test_a_bad_x_ray_among_many_costs_no_other_its_analysis(task_pipe, picture, tmp_path, monkeypatch):
+    def no_memory():
+        raise MemoryError
+
+    sources = [picture, tmp_path / "nowhere.png", no_memory, lambda: phantom(100)]
+    good, missing, failed, called = task_pipe.analyze_many(sources, return_exceptions=True)
+    assert good.original.shape == (128, 128) and called.original.shape == (100, 100)
+    assert isinstance(missing, XRayError) and isinstance(failed, MemoryError)
+    several = task_pipe.analyze_many(sources)
+    assert next(several).original.shape == (128, 128)
+    with pytest.raises(XRayError, match="no such file"):
+        next(several)
+
+
+def test_a_batch_that_fails_on_a_gpu_is_tried_one_by_one(task_pipe, monkeypatch):
+    """Several X-rays in one batch, as a GPU has them, here on the CPU."""
+    batches, analyze = [], Pipeline._analyze
+
+    def fail(self, xrays, *options):
+        batches.append(len(xrays))
+        if any(x.pixels.shape == (90, 90) for x in xrays):
+            raise RuntimeError
+        return analyze(self, xrays, *options)
+
+    monkeypatch.setattr(Pipeline, "_analyze", fail)
+    monkeypatch.setattr(pipeline, "_alone", lambda device: False)
+    xrays = [phantom(side) for side in (100, 90, 110, 120, 80)]
+    found = list(task_pipe.analyze_many(xrays, batch=3, heatmaps=False, return_exceptions=True))
+    assert batches == [3, 1, 1, 1, 2]
+    assert [isinstance(one, RuntimeError) for one in found] == [False, True, False, False, False]
+    alone = task_pipe.analyze(xrays[4]).readings["resnet34_ma"].probabilities
+    assert found[4].readings["resnet34_ma"].probabilities == pytest.approx(alone, abs=1e-5)
+
+
+def test_pytorch_gives_the_same_answers_as_onnx_runtime(task_pipe, monkeypatch):
+    x = phantom(128)
+    fast = task_pipe.analyze(x)
+    assert {runtime_of(net) for net in task_pipe.classifiers.values()} == {"ONNX Runtime"}
+    monkeypatch.setattr(runtime, "enabled", False)
+    slow = task_pipe.analyze(x)
+    assert np.abs(slow.segmentation.probability - fast.segmentation.probability).max() < 1e-4
+    for model, reading in slow.readings.items():
+        assert fast.readings[model].probabilities == pytest.approx(reading.probabilities, abs=1e-4)
+        for name, heatmap in reading.heatmaps.items():
+            np.testing.assert_allclose(fast.readings[model].heatmaps[name], heatmap, atol=1e-3)
+
+
+def test_weights_that_are_changed_are_used_at_once(random_weights):
+    pipe = Pipeline.load(random_weights, ["efficientnet_lite0"])
+    x, lungs = phantom(64), Lungs(phantom_mask(64).astype(np.float32), phantom_mask(64))
+    before = pipe.analyze(x, lungs=lungs).readings["efficientnet_lite0"].probabilities
+    with torch.no_grad():
+        pipe.classifiers["efficientnet_lite0"].bn2.bias += 1
+    assert pipe.analyze(x, lungs=lungs).readings["efficientnet_lite0"].probabilities != before
 
 
 def test_many_x_rays_without_heatmaps(task_pipe):

@@ -2,6 +2,8 @@
 
     python -m train.export --run runs/resnet34_ma
 
+    python -m train.export --onnx onnx          # all weights of the manifest as ONNX files, for other programs
+
 Several sets of weights can share a folder, each with a manifest of its own (`--weights weights/NAME.json`) and a
 `--tag` before the names of its files.
 """
@@ -9,15 +11,28 @@ Several sets of weights can share a folder, each with a manifest of its own (`--
 import argparse
 import json
 import subprocess
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
+from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 
+from manet_core.networks.graph import OPSET, UnknownOperation, to_onnx
 from manet_core.networks.registry import spec
 from manet_core.tasks import get_task
-from manet_core.weights import MANIFEST, manifest_path, read_manifest, sha256, write_manifest
+from manet_core.weights import (
+    MANIFEST,
+    SEGMENT,
+    fingerprint,
+    load_network,
+    manifest_path,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
 
 from . import run_verb
 from .data import of_sources, read_index
@@ -65,13 +80,53 @@ def entry(run: Path, file: Path) -> dict:
     }
 
 
+def write_onnx(weights: Path, folder: Path) -> Iterator[tuple[Path, float]]:
+    """Write each network of a manifest as an ONNX file of opset `OPSET`, weights included, its batch axis free.
+
+    A segmenter has the input `image` (B, 1, S, S) float32 in [0, 1], the whole X-ray, and the output `logits`
+    (B, 1, S, S), whose sigmoid is the mask. A classifier has `image` (B, 1, S, S) float32 in [−1, 1], the segmented
+    lungs, `mask` (B, 1, S, S) in [0, 1], and `logits` (B, K): divided by the manifest's temperature, their softmax
+    (sigmoid, for several findings) is what the page shows.
+
+    Yields:
+        The file, and by how much ONNX Runtime's logits differ from PyTorch's at most, over the largest of these.
+
+    Raises:
+        UnknownOperation: a network cannot be written so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, known in read_manifest(weights).items():
+        net, size = load_network(weights, name), known["preprocessing"]["size"]
+        shapes = {"image": (1, size, size)} | ({} if known["task"] == SEGMENT else {"mask": (1, size, size)})
+        model = to_onnx(net.forward, shapes, ["logits"])
+        model.producer_name = f"MANet {name}, weights {fingerprint(known)}"
+        path = folder / f"{name}.onnx"
+        path.write_bytes(model.SerializeToString())
+        session = InferenceSession(path, providers=["CPUExecutionProvider"])
+        inputs = {key: torch.rand(3, *shape) for key, shape in shapes.items()}
+        with torch.inference_mode():
+            expected = net(*inputs.values()).numpy()
+        taken = {known.name: inputs[known.name].numpy() for known in session.get_inputs()}
+        (found,) = session.run(["logits"], taken)
+        yield path, float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
 def main() -> None:
-    """Export one run from the command line."""
+    """Export one run, or all weights as ONNX files, from the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", required=True, type=Path, help="the --out folder of a finished training")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="the --out folder of a finished training")
+    what.add_argument("--onnx", type=Path, metavar="DIR", help="folder for ONNX files of all weights of the manifest")
     p.add_argument("--weights", default="weights", type=Path, help="folder, or a manifest file in it")
     p.add_argument("--tag", help="put before the file's name; default: the manifest's name, nothing for manifest.json")
     args = p.parse_args()
+    if args.onnx is not None:
+        try:
+            for path, difference in write_onnx(args.weights, args.onnx):
+                print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, {difference:.0e} from PyTorch")
+        except UnknownOperation as error:
+            raise SystemExit(f"A network of {args.weights} cannot be written as ONNX: {error}.") from None
+        return
     if not (args.run / "result.json").is_file():
         raise SystemExit(f"{args.run} holds no finished training: start its command again until it ends.")
     manifest = manifest_path(args.weights)

@@ -9,10 +9,11 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from html import escape
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 from manet_core import Analysis, WeightsError, XRay, XRayError, load_xray
@@ -60,18 +61,18 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
         WeightsError: weights are missing or damaged.
     """
     with pictures(uploads, files) as found:
-        networks.get()
-        rows = []
+        pipeline, rows = networks.get(), []
         yield rows, len(found)
-        for name, read in found:
-            try:
-                rows.append(row(name, networks.analyze(networks.patiently(read)(), urgent=False)))
-            except XRayError as error:
-                rows.append(row(name, str(error)))
-            except Exception:  # the others are not to suffer for one
-                logging.exception("The analysis of one file failed.")
-                rows.append(row(name, "The analysis failed, and the server’s log says why."))
-            yield rows, len(found)
+        waiting = [networks.patiently(read) for _, read in found]
+        with closing(pipeline.analyze_many(waiting, return_exceptions=True)) as analyses:
+            for (name, _), one in zip(found, analyses):
+                if isinstance(one, XRayError):
+                    one = str(one)
+                elif isinstance(one, Exception):  # the others are not to suffer for one
+                    logging.error("The analysis of one file failed.", exc_info=one)
+                    one = "The analysis failed, and the server’s log says why."
+                rows.append(row(name, one))
+                yield rows, len(found)
 
 
 def batch_tab(networks: Networks, uploads: Uploads) -> None:
@@ -140,15 +141,15 @@ class _Archive(zipfile.ZipFile):
     """A zip archive that unpacks no more than `MOST_UNPACKED`; nothing in it is ever written to the disk."""
 
     def __init__(self, stream: BinaryIO):
-        self.left, guarded = MOST_UNPACKED, _Guarded(stream)
+        self.left, self._alone, guarded = MOST_UNPACKED, Lock(), _Guarded(stream)
         super().__init__(guarded)
         guarded.most = MOST_BYTES + 1
 
     def unpack(self, member: zipfile.ZipInfo) -> bytes:
         """The bytes of a member, and one more than `MOST_BYTES` if it has more, whatever size the archive claims."""
-        with self.open(member) as file:
+        with self._alone, self.open(member) as file:  # or two threads together might unpack more
             data = file.read(min(MOST_BYTES + 1, self.left))
-        self.left -= len(data)
+            self.left -= len(data)
         return data
 
 

@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -109,17 +109,16 @@ class Networks:
         """Those of `models` that an explainer can explain; see `get`."""
         return self.get().suited(get_explainer(explainer), models)
 
-    def analyze(self, x: XRay, random: bool = False, urgent: bool = True, **options) -> Analysis:
+    def analyze(self, x: XRay, random: bool = False, **options) -> Analysis:
         """`Pipeline.analyze` when it is this X-ray's turn; see `get`.
 
         Args:
             x: the X-ray.
             random: run the same networks with random weights, always the same ones.
-            urgent: somebody waits for this one X-ray; see `patiently`.
             options: further arguments of `Pipeline.analyze`.
         """
         pipeline = self.get()
-        with self._noted() if urgent else nullcontext(), self._turn:
+        with self._noted(), self._turn:
             if random:
                 pipeline = self._randomised(pipeline)
             return pipeline.analyze(x, **options)
