@@ -15,6 +15,7 @@ from .networks.graph import UnknownOperation, to_onnx
 
 enabled = True  # False: PyTorch runs everything
 _CORES = torch.get_num_threads()  # of a whole network; in a thread of `ahead`, PyTorch itself has one
+OUTPUTS = {"features": ["features"], "masks": ["logits", "deepest"]}
 Run = Callable[..., list[Tensor]]
 _sessions: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 _lock = threading.Lock()
