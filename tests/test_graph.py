@@ -48,7 +48,7 @@ def test_each_family_as_a_graph(name, size):
     assert np.abs(expected).max() > 0
     for rows in (slice(0, 3), slice(1, 2)):
         found = run_onnx(model, *(x[rows] for x in inputs))
-        np.testing.assert_allclose(found, expected[rows], atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(found, expected[rows], atol=1e-3 * np.abs(expected).max())
 
 
 def test_what_is_not_known_is_refused():
