@@ -7,6 +7,7 @@ import pytest
 from conftest import behind_shipped_segmenter
 
 from train import benchmark
+from train.measures import speed
 from train.recipe import Recipe, Run
 from ui import benchmark as page_benchmark
 
@@ -32,6 +33,22 @@ def test_the_benchmark_runs_on_random_classifiers(random_weights):
     assert len(results) == 4 and all(figure["ratio"] > 0 for figure in results.values())
     table = benchmark.table(results | {"device": "CPU", "processor": "x", "torch": "2"})
     assert all(f"| {name} |" in table for name in results)
+
+
+def test_films_are_measured_stage_by_stage_and_together(random_weights):
+    figures = speed.stages(random_weights, 80, 1) | speed.runtimes(random_weights, benchmark.paired, 1)
+    figures |= speed.many(random_weights, benchmark.paired, films=2, rounds=1, sides=(80,))
+    assert all(figure.get("value", figure.get("ratio")) > 0 for figure in figures.values())
+    for part in ("80×80 pixels: decode", "efficientnet_lite0_ma: pyramid alone", "resunet: PyTorch (a) over ONNX"):
+        assert any(part in name for name in figures)
+    assert len([name for name in figures if "analyze_many" in name]) == 2
+    table = benchmark.table(figures | {"device": "CPU", "processor": "x", "torch": "2"})
+    assert all(f"| {name}" in table for name in figures)
+
+
+def test_a_film_costs_time_and_memory(random_weights):
+    figure = speed.per_film(str(random_weights), count=2, side=80, networks=4, cores=1)
+    assert figure["value"] > 0 and figure["memory"] > 0.1
 
 
 def test_the_training_loop_is_measured_by_its_recipe(phantoms, random_weights, tmp_path):

@@ -1,6 +1,7 @@
 """Measure what speed is claimed.
 
-    python -m train.benchmark                        # analysis, heatmaps, what mask attention costs
+    python -m train.benchmark                        # analysis, heatmaps, mask attention, many films, starts: 5 minutes
+    python -m train.benchmark films                  # of these, many films alone: stages, growth, starts; --long: more
     python -m train.benchmark training --data DATA   # what loading and augmenting leave of the training speed
     python -m train.benchmark --record               # also into the README
 
@@ -34,6 +35,7 @@ from .augment import augmentation
 from .classify import class_loss
 from .data import lung_pictures
 from .engine import autocast, device_of
+from .measures import speed
 from .measures.markdown import write_between
 from .recipe import Recipe, Run
 
@@ -180,21 +182,38 @@ def benchmark_training(recipe: Recipe, run: Run, steps: int, rounds: int = 3) ->
     return {name: {"a_ms": 1e3 * a, "b_ms": 1e3 * b, "ratio": ratio}}
 
 
+def benchmark_films(weights: str, runs: int, long: bool) -> dict:
+    """From a file to a result, of one film and of many; see `measures.speed`."""
+    few = max(2, runs // 5)
+    out = speed.runtimes(weights, paired, few) | speed.torchxrayvision(weights, paired, few)
+    out |= speed.many(weights, paired, films=6, rounds=max(1, runs // 16))
+    out |= speed.stages(weights, 512, few) | speed.stages(weights, 2000, few)
+    return out | speed.growth(weights, long) | speed.starts(weights)
+
+
 def table(results: dict) -> str:
     """The results as Markdown."""
     lines = [f"On {results['device']} ({results['processor']}), torch {results['torch']}:", ""]
     lines += ["| what | a, ms | b, ms | a / b |", "|---|---|---|---|"]
-    for name, figure in results.items():
-        if isinstance(figure, dict):
+    figures = {name: figure for name, figure in results.items() if isinstance(figure, dict)}
+    for name, figure in figures.items():
+        if "ratio" in figure:
             lines.append(f"| {name} | {figure['a_ms']:.1f} | {figure['b_ms']:.1f} | {figure['ratio']:.3f} |")
+    single = {name: figure for name, figure in figures.items() if "value" in figure}
+    if single:
+        lines += ["", "| what | ms | most memory, GB |", "|---|---|---|"]
+    for name, figure in single.items():
+        memory = f"{figure['memory']:.2f}" if "memory" in figure else ""
+        lines.append(f"| {name}, {figure['unit']} | {figure['value']:.1f} | {memory} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure, print, and write what was measured into results/benchmark.json."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", nargs="?", default="inference", choices=["inference", "training"])
+    p.add_argument("what", nargs="?", default="inference", choices=["inference", "films", "training"])
     p.add_argument("--weights", default="weights")
+    p.add_argument("--long", action="store_true", help="films: up to 1000, 49 megapixels and 12 networks")
     p.add_argument("--backbone", default="resnet34", choices=[n for n in list_models() if f"{n}_ma" in list_models()])
     p.add_argument("--runs", type=int, default=50, help="pairs of timings (inference)")
     p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv (training)")
@@ -222,9 +241,11 @@ def main() -> None:
         recipe = Recipe(model=args.backbone, size=args.size, batch=args.batch)
         run = Run(args.data, cache=args.cache, weights=args.weights, workers=args.workers)
         results |= benchmark_training(recipe, run, args.steps)
-    else:
+    if args.what == "inference":
         results |= benchmark_pipeline(args.weights, args.backbone, args.runs)
         results |= benchmark_mask_attention(args.backbone, args.runs)
+    if args.what != "training":
+        results |= benchmark_films(args.weights, args.runs, args.long)
     args.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))

@@ -107,6 +107,8 @@ class _Tape(TorchFunctionMode):
             name = write(self, *args, **kwargs)
         except TypeError:  # an argument that the writer does not take
             raise UnknownOperation(f"{title} with these arguments") from None
+        if shape := _QUICK.get(title):  # PyTorch itself takes a millisecond to tell
+            return self.name(torch.empty(shape(*args, **kwargs), device="meta"), name)
         return self.name(function(*_shapes(args), **_shapes(kwargs)), name)
 
 
@@ -237,6 +239,16 @@ def _dropout(t: _Tape, x, p=0.5, training=True, inplace=False):
     return t.node("Identity", t.of(x))
 
 
+def _behind_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> list[int]:
+    settings = zip(x.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation))
+    sides = [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in settings]
+    return [x.shape[0], weight.shape[0], *sides]
+
+
+_QUICK: dict[str, Callable[..., Sequence[int]]] = {
+    "conv2d": _behind_conv2d,
+    "batch_norm": lambda x, *others, **options: x.shape,
+}
 _WRITERS: dict[str, Callable[..., str]] = {
     "conv2d": _conv2d,
     "batch_norm": _batch_norm,
