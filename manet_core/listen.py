@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -207,12 +208,32 @@ class Receiver:
             if not association.is_established:
                 continue
             try:
-                left = [data for data in left if not _stored(association, data)]
+                with undisturbed(association):
+                    left = [data for data in left if not _stored(association, data)]
             finally:
                 association.release()
             if not left:
                 return None
         return f"{len(left)} of {len(files)} results could not be sent to {self.return_to.title}; see whether it runs."
+
+
+@contextmanager
+def undisturbed(association) -> Iterator[None]:
+    """While this lasts, the thread of an association that we asked for rests.
+
+    About once in a thousand times it takes the answer that `send_c_store` waits for, until that gives up.
+    """
+    gate = association._reactor_checkpoint
+    gate.clear()
+    while association.is_established and not association._is_paused:
+        time.sleep(0.001)
+    time.sleep(0.02)  # it says that it rests just before it does
+    gate.set = lambda: None
+    try:
+        yield
+    finally:
+        del gate.set
+        gate.set()
 
 
 def _stored(association, data: bytes) -> bool:

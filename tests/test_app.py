@@ -380,6 +380,10 @@ def test_public_endpoints(client):
     found = client.view_api(return_format="dict")["named_endpoints"]
     assert set(found) == {"/analyze", "/batch", "/models"}
     assert all(len(endpoint["description"]) > 20 for endpoint in found.values())
+    for endpoint in found.values():
+        for told in (*endpoint["parameters"], *endpoint["returns"]):
+            assert len(told["python_type"]["description"]) > 20
+    assert found["/batch"]["returns"][0]["python_type"]["type"] == "list[dict(str, Any)]"
 
 
 def test_many_xrays(server, page, phantom_png, phantom_dicom, text_file):

@@ -9,12 +9,12 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
-from conftest import ROOT
 from pydicom import dcmread
 from pydicom.uid import RLELossless, SecondaryCaptureImageStorage
 from pynetdicom import AE, StoragePresentationContexts, evt
@@ -74,7 +74,8 @@ def calling(port: int, title: str = "MODALITY", called: str = "MANET"):
         ae.add_requested_context(film, RLELossless)
     association = ae.associate("127.0.0.1", port, ae_title=called)
     try:
-        yield association
+        with listen.undisturbed(association) if association.is_established else nullcontext():
+            yield association
     finally:
         association.release()
 
@@ -273,31 +274,31 @@ def test_dcmtk_calls(pipe, no_report, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
-def test_sigterm_ends_it_and_what_was_accepted_is_there(random_weights, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "manet_core",
-        "listen",
-        "--weights",
-        str(random_weights),
-        "--out",
-        tmp_path / "out",
-    ]
-    command += ["--models", "efficientnet_lite0", "--port", "0", "--allow", "MODALITY"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        said = process.stdout.readline()
-        assert said.startswith("MANet listens as MANET at 127.0.0.1:"), process.communicate()
-        with calling(int(said.split(":")[1].split()[0])) as association:
-            for _ in range(2):
-                assert association.send_c_store(_dataset(_film())).Status == SUCCESS
-        process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=WAIT_S)
-    finally:
-        process.kill()
-    assert process.returncode == 0 and "Traceback" not in told
-    assert ["readings" in entry for entry in _entries(tmp_path / "out")] == [True, True]
+def test_sigterm_ends_it_and_what_was_accepted_is_there(weights, no_report, tmp_path, capsys):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    statuses = []
+
+    def send_and_end() -> None:
+        _until(lambda: _listens(port))
+        with calling(port) as association:
+            statuses.extend(association.send_c_store(_dataset(_film())).Status for _ in range(3))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send_and_end)
+    sender.start()
+    command = ["listen", "--weights", str(weights), "--models", "", "--out", str(tmp_path / "out")]
+    assert main([*command, "--port", str(port), "--allow", "MODALITY", "--csv"]) == 0
+    sender.join()
+    assert capsys.readouterr().out == f"MANet listens as MANET at 127.0.0.1:{port} (Ctrl-C ends it).\n"
+    assert statuses == [SUCCESS] * 3
+    assert ["lung_area" in entry for entry in _entries(tmp_path / "out")] == [True] * 3
+
+
+def _listens(port: int) -> bool:
+    with calling(port) as association:
+        return association.is_established
 
 
 @pytest.mark.parametrize(

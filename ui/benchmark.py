@@ -259,7 +259,7 @@ def load(
         return answer
 
     def read(number: int) -> None:
-        client, first = Client(url, verbose=False), {}
+        client, first = Client(url, verbose=False, httpx_kwargs={"timeout": 60}), {}
         films = {}
         for kind in range(2):
             films[size := 500 + 2 * number + kind] = folder / f"user{number}-{kind}.png"
@@ -280,7 +280,10 @@ def load(
         with zipfile.ZipFile(path, "w") as films:
             for number in range(files):
                 films.writestr(f"{number}.png", png(400 + number % 20, number % 20))
-        job, ready = Client(url, verbose=False).submit([handle_file(path)], api_name="/batch"), False
+        job, ready = (
+            Client(url, verbose=False, httpx_kwargs={"timeout": 60}).submit([handle_file(path)], api_name="/batch"),
+            False,
+        )
         try:
             for rows in job:
                 counts["archive"] = len(rows)

@@ -86,6 +86,18 @@ def add_endpoints(networks: Networks, uploads: Uploads) -> None:
             )
         return found
 
-    gr.api(analyze, api_name="analyze", **ANALYSES)
-    gr.api(analyze_many, api_name="batch", **BATCHES)
-    gr.api(list_networks, api_name="models")
+    analyze_many.__annotations__["return"] = list[dict]  # what each step is: Gradio knows no iterators
+    readings = "probabilities and prediction of each network, lung areas, warnings; no pixels, nothing of the patient"
+    film, films = "one PNG, JPEG, TIFF, BMP, WebP or DICOM file", "PNG, JPEG, TIFF, BMP, WebP, DICOM or zip files"
+    _describe(gr.api(analyze, api_name="analyze", **ANALYSES), readings, film)
+    _describe(gr.api(analyze_many, api_name="batch", **BATCHES), f"of each file its name, and {readings}", films)
+    _describe(gr.api(list_networks, api_name="models"), "of each network its name, task, classes and weights' SHA-256")
+
+
+def _describe(endpoint: gr.events.Dependency, answer: str, *arguments: str) -> None:
+    """Let `view_api` of gradio_client say what an endpoint takes and answers, for which Gradio has no option."""
+    function = gr.context.Context.root_block.fns[endpoint["id"]]
+    for component, said in zip(function.inputs, arguments, strict=True):
+        component._api_info = component._api_info | {"additional_description": said}
+    (output,) = function.outputs
+    output._api_info = output._api_info | {"description": answer}
