@@ -351,6 +351,21 @@ def test_the_next_film_is_seen_as_it_is_and_the_last_ones_stay(page, server):
     assert page.locator(".labels p").count() == 1
 
 
+def test_a_reload_asks_first(page):
+    asked = []
+    page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    page.evaluate("setTimeout(() => location.reload())")
+    page.wait_for_timeout(500)
+    assert asked == ["beforeunload"] and page.locator(".strip li, .readings").count() > 0
+
+
+def test_the_keyboard_skips_to_the_film(page):
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    page.focus(".skip")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.className") == "stage"
+
+
 def test_no_fault_of_access(page):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page.keyboard.press("s")

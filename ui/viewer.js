@@ -818,6 +818,9 @@ for (const name of ['dragover', 'drop']) {
   });
 }
 
+// The films are gone with the page: whoever reloads or leaves it is asked first.
+addEventListener('beforeunload', event => { if (films.size) event.preventDefault(); });
+
 new ResizeObserver(measure).observe(stage);
 let arrived = Promise.resolve();  // one after another: layers need their film
 for (const [name, receive] of [['manet-film', receiveFilm], ['manet-layers', receiveLayers]]) {
