@@ -278,9 +278,14 @@ function recipe(pane) {
 
 class Gpu {
   resolution = 1;
+  /** None where WebGL2 is missing or is itself drawn by the processor: `Raster` is faster than that. */
   static create() {
-    const gl = canvas.getContext('webgl2', {antialias: false, alpha: false, powerPreference: 'high-performance',
-      failIfMajorPerformanceCaveat: true});
+    const probe = document.createElement('canvas').getContext('webgl2', {failIfMajorPerformanceCaveat: true});
+    const names = probe?.getExtension('WEBGL_debug_renderer_info');
+    const drawn = probe ? probe.getParameter(names ? names.UNMASKED_RENDERER_WEBGL : probe.RENDERER) : '';
+    probe?.getExtension('WEBGL_lose_context')?.loseContext();
+    if (!probe || /swiftshader|llvmpipe|software|basic render/i.test(drawn)) return null;
+    const gl = canvas.getContext('webgl2', {antialias: false, alpha: false, powerPreference: 'high-performance'});
     return gl && new Gpu(gl);
   }
 
