@@ -93,10 +93,10 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def _stage(page) -> bytes:
+def _stage(page) -> str:
     """The film as it is drawn now."""
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return page.locator(".stage canvas").screenshot()
+    return page.evaluate("document.querySelector('.stage canvas').toDataURL()")
 
 
 def test_empty_page_says_what_to_do(server, page):
@@ -134,7 +134,8 @@ def test_upload_shows_the_film_and_its_reading(server, page, phantom_png):
     ]  # fmt: skip
     page.click("button:text-is('Networks')")
     labels = page.locator(".labels p").all_inner_texts()
-    assert len(labels) == 3 and all(": Tuberculosis" in label and "in lung" in label for label in labels)
+    assert len(labels) == 3 and all(": Tuberculosis" in label for label in labels)
+    assert all("in lung" in label or "empty" in label for label in labels)
     assert page.requested[requests:] == [], "the browser has it all"
 
     _shot(page, "result")
@@ -437,7 +438,7 @@ def test_compare_attention(server, page):
     page.wait_for_selector("canvas[data-ready]")
     before = page.inner_html("#grid")
     page.click("label:has-text('add lung')")
-    box = page.locator("canvas").bounding_box()
+    box = page.locator("canvas[data-ready]").bounding_box()
     page.mouse.move(box["x"] + 40, box["y"] + 40)
     page.mouse.down()
     page.mouse.move(box["x"] + 300, box["y"] + 200, steps=4)
@@ -463,10 +464,10 @@ def test_read_first(server, page):
     page.wait_for_selector("text=What do you see?")
     page.wait_for_selector(".stage")
     assert not page.is_visible(".readings") and not page.is_visible(".summary")
+    page.focus(".stage")
     before = _stage(page)
     for name in ("Heatmap", "Mask", "Outline", "Lungs", "Stages", "Networks"):
         assert page.is_disabled(f".toolbar button:text-is('{name}')")
-    page.focus(".stage")
     for key in "hmolsn":
         page.keyboard.press(key)
     assert _stage(page) == before  # no mask, no heatmap

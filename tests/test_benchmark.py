@@ -63,7 +63,7 @@ def test_the_page_benchmark_runs(random_weights, weights, run, tmp_path):
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     if shutil.which("chromium") is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
-    few = ["--starts", 1, "--drops", 1, "--users", 2, "--seconds", 3, "--files", 3]
+    few = ["--starts", 1, "--drops", 1, "--side", 300, "--users", 2, "--seconds", 3, "--files", 3]
     (tmp_path / "weights").mkdir()
     mixed = behind_shipped_segmenter(random_weights, weights, tmp_path / "weights")
     run(page_benchmark, "--weights", mixed, *few, "--out", tmp_path)
@@ -75,4 +75,10 @@ def test_the_page_benchmark_runs(random_weights, weights, run, tmp_path):
         < results["3 networks: another class, median, s"]
         < results["3 networks: first drop, at once after the start, s"]
     )
+    assert (
+        0
+        < results["film of 300×300: drop to film, median, s"]
+        < results["film of 300×300: drop to last heatmap, median, s"]
+    )
+    assert results["film of 300×300: frames a second of zoom (processor)"] > 1
     assert results["start of the server to the page, median, s"] > 1 and "| answers |" in page_benchmark.table(results)

@@ -32,6 +32,7 @@ from pydicom.uid import (
 )
 
 from manet_core import XRay, XRayError, load_xray
+from manet_core.files.stored import Spacing
 
 H, W = 70, 90
 PATIENT = "SECRETNAME^PATIENT"
@@ -63,11 +64,15 @@ def refused(source) -> str:
 
 
 def read(source, expected, tolerance=1e-6) -> XRay:
-    """The X-ray of `source`, held to the promise and to `expected` in [0, 1]."""
+    """The X-ray of `source`, held to the promise and to `expected` in [0, 1]: so are its stored values, windowed."""
     x = load_xray(source)
     assert x.pixels.dtype == np.float32 and x.pixels.ndim == 2
     assert x.pixels.shape == np.shape(expected)
     np.testing.assert_allclose(x.pixels, expected, atol=tolerance)
+    stored = x.stored
+    (low, high), values = stored.window, stored.first + stored.step * stored.levels.astype(np.float64)
+    shown = ((values - low) / (high - low)).clip(0, 1)
+    np.testing.assert_allclose(1 - shown if stored.inverted else shown, x.pixels, atol=2e-5)
     return x
 
 
@@ -490,6 +495,32 @@ def by_gdcm(data: bytes, syntax: str, folder) -> bytes:
 def test_every_lossless_compression_gives_the_same_pixels(syntax, tmp_path):
     read(by_gdcm(dicom(bits=12), syntax, tmp_path), unit(DEEP))
     read(by_gdcm(dicom(SIGNED, **WINDOWED), syntax, tmp_path), linear(SIGNED, 0, 500), 1e-4)
+
+
+def test_stored_values_are_those_after_the_rescale():
+    header = {"RescaleSlope": 2, "RescaleIntercept": -1024, "WindowCenter": 2000, "WindowWidth": 1001}
+    stored = load_xray(dicom(bits=12, PhotometricInterpretation="MONOCHROME1", **header)).stored
+    assert np.array_equal(stored.first + stored.step * stored.levels, 2.0 * DEEP - 1024) and stored.step == 1
+    assert stored.window == (1499.5, 2499.5) and stored.inverted
+    fractions = load_xray(dicom(bits=12, RescaleSlope=0.1)).stored
+    np.testing.assert_allclose(fractions.first + fractions.step * fractions.levels, 0.1 * DEEP, atol=fractions.step)
+    white_is_zero = load_xray(tiff(DEEP, photometric=0)).stored
+    assert white_is_zero.inverted and np.array_equal(white_is_zero.levels, DEEP)
+
+
+@pytest.mark.parametrize(
+    "header, expected",
+    [
+        ({}, None),
+        ({"PixelSpacing": [0.2, 0.1]}, Spacing(0.2, 0.1, False)),
+        ({"ImagerPixelSpacing": [0.2, 0.1]}, Spacing(0.2, 0.1, True)),
+        ({"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.3, 0.3]}, Spacing(0.2, 0.1, False)),
+        ({"PixelSpacing": [0, 0.1], "ImagerPixelSpacing": [0.3, 0.3]}, Spacing(0.3, 0.3, True)),
+        ({"PixelSpacing": None}, None),
+    ],
+)
+def test_the_distance_of_pixels_is_the_headers(header, expected):
+    assert load_xray(dicom(bits=12, **header)).spacing == expected
 
 
 def test_signed_pixels():

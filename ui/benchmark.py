@@ -166,24 +166,24 @@ def dropped(page: Page, folder: Path, film: bytes) -> tuple[float, float]:
     return seconds[0], seconds[1]
 
 
-def large_film(page: Page, folder: Path, drops: int = 5) -> dict[str, float]:
-    """A film of 3000×3000 pixels of 16 bits: how soon it is seen, and how smoothly it moves under its heatmap."""
-    noise = np.random.default_rng(0).normal(0, 0.004, (3000, 3000))  # a drawing alone is no match for a compressor
-    pixels = (np.clip(phantom(3000, seed=2).pixels + noise, 0, 1) * 65535).astype(np.uint16)
+def large_film(page: Page, folder: Path, side: int, drops: int) -> dict[str, float]:
+    """A film of `side` × `side` pixels of 16 bits: how soon it is seen, and how smoothly it moves under its heatmap."""
+    noise = np.random.default_rng(0).normal(0, 0.004, (side, side))  # a drawing alone is no match for a compressor
+    pixels = (np.clip(phantom(side, seed=2).pixels + noise, 0, 1) * 65535).astype(np.uint16)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     _, *seconds = [
         dropped(page, folder, buffer.getvalue()) for _ in range(drops + 1)
     ]  # the networks wake with the first
     film, answer = np.median(seconds, 0)
-    frames = {what: page.evaluate(FRAMES, [what, 5]) for what in ("zoom", "window")}
+    frames = {what: page.evaluate(FRAMES, [what, 2]) for what in ("zoom", "window")}
     by = page.get_attribute(".viewer", "data-renderer")
     page.close()
     return {
-        "film of 3000×3000: drop to film, median, s": float(film),
-        "film of 3000×3000: drop to last heatmap, median, s": float(answer),
-        f"film of 3000×3000: frames a second of zoom ({by})": frames["zoom"],
-        f"film of 3000×3000: frames a second of window ({by})": frames["window"],
+        f"film of {side}×{side}: drop to film, median, s": float(film),
+        f"film of {side}×{side}: drop to last heatmap, median, s": float(answer),
+        f"film of {side}×{side}: frames a second of zoom ({by})": frames["zoom"],
+        f"film of {side}×{side}: frames a second of window ({by})": frames["window"],
     }
 
 
@@ -343,6 +343,7 @@ def main() -> None:
     p.add_argument("--weights", default=ROOT / "weights", type=Path)
     p.add_argument("--starts", type=int, default=5)
     p.add_argument("--drops", type=int, default=20)
+    p.add_argument("--side", type=int, default=3000, help="of the large film, pixels")
     p.add_argument("--users", type=int, default=8, help="0: leave them and their figures as they are")
     p.add_argument("--seconds", type=float, default=120)
     p.add_argument("--files", type=int, default=500, help="X-rays in the archive; 0 as above")
@@ -373,7 +374,7 @@ def main() -> None:
                 found = one_reader(opened(browser, url), folder, films)
                 results |= {f"{len(models)} networks: {what}": value for what, value in found.items()}
                 if models == shipped:
-                    results |= large_film(opened(browser, url), folder)
+                    results |= large_film(opened(browser, url), folder, args.side, args.drops)
                     results |= many_users(url, pid, folder, args.users, args.seconds) if args.users else {}
                     results |= archive(url, pid, folder, args.files) if args.files else {}
         browser.close()

@@ -278,9 +278,14 @@ function recipe(pane) {
 
 class Gpu {
   resolution = 1;
+  /** None where WebGL2 is missing or is itself drawn by the processor: `Raster` is faster than that. */
   static create() {
-    const gl = canvas.getContext('webgl2', {antialias: false, alpha: false, powerPreference: 'high-performance',
-      failIfMajorPerformanceCaveat: true});
+    const probe = document.createElement('canvas').getContext('webgl2', {failIfMajorPerformanceCaveat: true});
+    const names = probe?.getExtension('WEBGL_debug_renderer_info');
+    const drawn = probe ? probe.getParameter(names ? names.UNMASKED_RENDERER_WEBGL : probe.RENDERER) : '';
+    probe?.getExtension('WEBGL_lose_context')?.loseContext();
+    if (!probe || /swiftshader|llvmpipe|software|basic render/i.test(drawn)) return null;
+    const gl = canvas.getContext('webgl2', {antialias: false, alpha: false, powerPreference: 'high-performance'});
     return gl && new Gpu(gl);
   }
 
@@ -379,7 +384,7 @@ class Gpu {
 /** The shader's arithmetic on the processor, each pixel of the screen that of the film which is nearest. */
 class Raster {
   pen = canvas.getContext('2d', {alpha: false});
-  tone = new Uint8Array(65536);  // of the film's levels
+  tone = new Uint8ClampedArray(65536);  // of the film's levels
   forget() {}
 
   /** Pixels of the canvas for a CSS pixel: no more than keep a movement smooth. */
@@ -418,6 +423,7 @@ class Raster {
     for (let row = 0; row < height; row++) {
       if (rows[row] < 0) continue;
       const line = rows[row] * source.width, maskLine = maskRows[row] * r.mask.width;
+      const below = maskRows[row + 1] >= 0 ? maskRows[row + 1] * r.mask.width : maskLine;  // a row of the mask, too
       const heatLine = r.opacity && heatRows[row] >= 0 ? heatRows[row] * r.heat.width : -1;
       for (let column = Math.max(0, first), at = row * width + column; column <= last; column++, at++) {
         let grey = r.kind === 1 ? 0 : tone[source.values[line + columns[column]]], level = 0;
@@ -437,7 +443,10 @@ class Raster {
           green += (colours[3 * heat + 1] - green) * share;
           blue += (colours[3 * heat + 2] - blue) * share;
         }
-        if (r.outline && level > 77 && level < 178) [red, green, blue] = accent;
+        const beside = r.outline ? mask[maskLine + maskColumns[Math.min(column + 1, last)]] : 0;
+        if (r.outline && (level > 127 !== beside > 127 || level > 127 !== mask[below + maskColumns[column]] > 127)) {
+          [red, green, blue] = accent;
+        }
         out[at] = 0xff000000 | (blue << 16) | (green << 8) | red;
       }
     }
@@ -817,6 +826,9 @@ for (const name of ['dragover', 'drop']) {
     input.dispatchEvent(new Event('change', {bubbles: true}));
   });
 }
+
+// The films are gone with the page: whoever reloads or leaves it is asked first.
+addEventListener('beforeunload', event => { if (films.size) event.preventDefault(); });
 
 new ResizeObserver(measure).observe(stage);
 let arrived = Promise.resolve();  // one after another: layers need their film

@@ -231,7 +231,7 @@ def _network(analysis: Analysis, model: str) -> dict:
 
 def _soft(mask: np.ndarray) -> str:
     """A mask (H, W) bool as a grey PNG, its edge softened, so that its outline is smooth where it is enlarged."""
-    soft = gaussian_filter(mask.astype(np.float32), max(mask.shape) / _MASK_SIDE)
+    soft = gaussian_filter(mask.astype(np.float32), 1)
     buffer = io.BytesIO()
     Image.fromarray((soft * 255).round().astype(np.uint8)).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
