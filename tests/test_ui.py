@@ -30,11 +30,14 @@ from manet_core.table import no_formula
 from manet_core.tasks import get_task
 from manet_core.weights import read_manifest, write_manifest
 from ui import batch, render, startup, teach, viewer
+from ui.claims import Claims, claimed, summary
 from ui.models import models_page, reliability_svg
 from ui.networks import Film, Networks, results_of
 from ui.newest import Newest, Superseded
 from ui.startup import gr
 from ui.uploads import Uploads
+
+NOTHING_MEASURED = Claims(Path("nowhere"), {})
 
 
 def _reading(rng: np.random.Generator, predicted: str = "COVID-19", task: str = "manet", **options) -> Reading:
@@ -369,29 +372,27 @@ def _heats(html: str) -> list[np.ndarray]:
 
 def test_summary_counts(readings, rng):
     readings["resnet34_cbam"] = _reading(rng, "Normal")
-    html = render.summary(_analysis(readings))
+    html = summary(_analysis(readings), NOTHING_MEASURED)
     _well_formed(html)
-    assert "disagree: COVID-19 by 3 of 4 (mean probability 48%), Normal by 1 of 4 (mean probability 22%)" in _shown(
-        html
-    )
-    assert "No network was asked" in render.summary(_analysis({}))
+    assert "The networks disagree (COVID-19 by 3 of 4, Normal by 1 of 4)." in _shown(html)
+    assert "No network was asked" in summary(_analysis({}), NOTHING_MEASURED)
 
 
 def test_one_task_needs_no_title(readings):
     analysis = _analysis(readings)
-    page = render.summary(analysis) + render.limits(analysis) + render.readings(analysis)
+    page = summary(analysis, NOTHING_MEASURED) + render.limits(analysis) + render.readings(analysis)
     assert get_task("manet").title not in page
     assert "Effusion" in render.limits(analysis) and "children" in render.limits(analysis)
 
 
 def test_tasks_are_apart(of_three_tasks):
-    summary, limits = render.summary(of_three_tasks), render.limits(of_three_tasks)
+    said, limits = summary(of_three_tasks, NOTHING_MEASURED), render.limits(of_three_tasks)
     tables = render.readings(of_three_tasks)
-    for html in (summary, limits, tables):
+    for html in (said, limits, tables):
         _well_formed(html)
-    assert "Five classes. The networks agree: COVID-19 by 4 of 4" in _shown(summary)
-    assert "Normal, pneumonia or COVID-19. Predicted: Pneumonia by 1 of 1" in _shown(summary)
-    assert "14 findings. Findings of 50% or more: Mass by 1 of 2" in _shown(summary)
+    assert "Five classes. All 4 networks: COVID-19" in _shown(said)
+    assert "Normal, pneumonia or COVID-19. Predicted: Pneumonia" in _shown(said)
+    assert "14 findings. Findings of 50% or more: Mass by 1 of 2" in _shown(said)
     assert all(get_task(name).limits in _shown(limits) for name in of_three_tasks.tasks)
     captions = re.findall("<caption>([^<]+)", tables)
     assert [caption.split(" by ")[0].strip() for caption in captions] == [
@@ -407,8 +408,10 @@ def test_findings_need_not_sum_to_one(rng):
     assert render.readings(_analysis({"resnet50": reading})).count('class="top"') == 2
     reading.probabilities.update(Mass=0.1, Effusion=0.1)
     analysis = _analysis({"resnet50": reading})
-    assert 'class="top"' not in render.readings(analysis) and "or more: none" in _shown(render.summary(analysis))
-    assert render.claimed(analysis) == "no finding"
+    assert 'class="top"' not in render.readings(analysis) and "or more: none" in _shown(
+        summary(analysis, NOTHING_MEASURED)
+    )
+    assert claimed(analysis) == "no finding"
 
 
 def test_notes_tell_of_the_lungs_box(rng):
