@@ -22,12 +22,14 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 import app
-from manet_core import CLASSES, WeightsError, list_models, load_xray
+from manet_core import CLASSES, WeightsError, XRay, list_models, load_xray
 from manet_core.phantom import phantom
 from manet_core.pipeline import DISCLAIMER
 from manet_core.tasks import get_task
 from manet_core.weights import read_manifest
-from ui.networks import Networks
+from ui.claims import Claims
+from ui.networks import Networks, results_of
+from ui.opinion import PHANTOMS
 
 PATIENT = "Mustermann-Erika"  # what a file name may give away
 
@@ -626,13 +628,22 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
             archive.write(films[label], f"{label}.jpg")
     with served(weights, tmp_path) as (url, uploads):
         page.goto(url)
-        for film in (Path(films["Normal"]), dicom):
-            _send(page, film)
-            page.wait_for_selector(".readings", state="detached") if film == dicom else None
+        claims = Claims(results_of(weights), networks.get().entries)
+        for film in (Path(films["Normal"]), dicom, phantom(**dict(zip(("seed", "opacity"), PHANTOMS["Dense shadow"])))):
+            x = film if isinstance(film, XRay) else load_xray(film)
+            analysis = networks.analyze(x, models=answering)
+            page.click("text=Dense shadow") if film is x else _send(page, film)
+            hashed = hashlib.sha256(np.ascontiguousarray(x.pixels)).hexdigest()[:16]
+            page.wait_for_selector(f"#read >> text={hashed}")
+            if doubts := claims.doubts(analysis):
+                page.wait_for_selector("#withheld >> text=No reliable reading")
+                assert doubts[0] in page.inner_text("#withheld") and not page.is_visible(".readings")
+                page.click("#anyway")
             page.wait_for_selector(".readings")
             assert page.locator(".readings thead th").count() == len(answering)
-            assert re.search("The networks (dis)?agree", page.inner_text(".summary"))
-        _shot(page, "real")
+            said = page.inner_text("#summary")
+            assert "of other hospitals" in said and (f"All {len(answering)} networks" in said) == (not doubts)
+            _shot(page, f"real-{len(doubts)}-doubts")
         page.click("button[role=tab]:has-text('Compare attention')")
         page.wait_for_selector(".pyramid figure")
         _shot(page, "real-compare")
