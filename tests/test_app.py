@@ -641,6 +641,8 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
                 page.click("#anyway")
             page.wait_for_selector(".readings")
             assert page.locator(".readings thead th").count() == len(answering)
+            table = page.locator(".readings").bounding_box()
+            assert table["x"] + table["width"] <= page.viewport_size["width"], "within the column beside the film"
             said = page.inner_text("#summary")
             assert "of other hospitals" in said and (f"All {len(answering)} networks" in said) == (not doubts)
             _shot(page, f"real-{len(doubts)}-doubts")

@@ -24,8 +24,8 @@ def found(**claims):
 
 
 AGREEMENT = {
-    "external": found(**{"COVID-19": {"n": 570, "found": share(0.62), "claimed": 400, "right": share(0.9)}}),
-    "test": found(Normal={"n": 380, "found": share(0.5), "claimed": 9, "right": share(0.8)}),
+    "external": found(**{"COVID-19": {"n": 570, "found": share(0.62), "others": 380, "wrongly": share(0.1)}}),
+    "test": found(Normal={"n": 380, "found": share(0.5), "others": 9, "wrongly": share(0.8)}),
 }
 
 
@@ -49,8 +49,8 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
     html = summary(analysis(a="COVID-19", b="COVID-19"), claims)
     assert "All 2 networks: <b>COVID-19</b>" in html
     assert (
-        "On X-rays of other hospitals, all 2 found 62% (57–67) of those labelled COVID-19 (n = 570), and were right in "
-        "90% (85–95) of such claims (n = 400); 60% of all were."
+        "On X-rays of other hospitals, all 2 said so of 62% (57–67) of those labelled COVID-19 (n = 570) and, wrongly, "
+        "of 10% (5–15) of the others (n = 380)."
     ) in html
     assert claims.doubts(analysis(a="COVID-19", b="COVID-19")) == []
 
@@ -58,8 +58,8 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
 def test_where_no_other_hospital_tells_that_is_said(claims):
     html = summary(analysis(a="Normal", b="Normal"), claims)
     assert "There are no figures for X-rays of other hospitals." in html
-    told = "On test X-rays of the training hospitals, all 2 found 50% (45–55) of those labelled Normal (n = 380)."
-    assert told in html, "nine claims are too few to say how many are right"
+    told = "On test X-rays of the training hospitals, all 2 said so of 50% (45–55) of those labelled Normal (n = 380)."
+    assert told in html, "nine others are too few to say anything"
     assert "was not measured" in summary(analysis(a="Tuberculosis", b="Tuberculosis"), claims)
 
 

@@ -370,10 +370,11 @@ def test_agreement_parts_the_unanimous_from_the_divided():
     assert (claims["V"]["n"], claims["V"]["found"]["value"]) == (1, 1), "the partial label is not one of V"
     assert (claims["V"]["claimed"], claims["V"]["right"]["value"]) == (2, 0.5), "one of them is a Y"
     assert (claims["W"]["claimed"], claims["W"]["right"]["value"]) == (2, 1), "the partial label allows it"
-    assert claims["X"] == {"n": 1, "found": claims["X"]["found"]} and claims["X"]["found"]["value"] == 0
-    assert claims["Z"] == {}, "nobody has it and nobody says it"
+    assert (claims["V"]["others"], claims["V"]["wrongly"]["value"]) == (3, pytest.approx(1 / 3)), "the Y again"
+    assert claims["X"]["n"] == 1 and claims["X"]["found"]["value"] == 0 and "claimed" not in claims["X"]
+    assert claims["Z"].keys() == {"others", "wrongly"}, "nobody has it and nobody says it"
     text = "\n".join(agreement.lines({"agreement": {"manet": {"external": out}}}))
-    assert "| external | V | 1 | 100.0 (" in text and "| external | Z |" not in text
+    assert "| external | V | 1 | 100.0 (" in text and "| external | Z | 0 |  | 5 | 0.0 (" in text
 
 
 def test_probe_reads_what_is_there_and_not_what_is_not(rng):

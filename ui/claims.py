@@ -38,7 +38,7 @@ class Claims:
         return {s: f for s, f in found.items() if s in _PLACES and set(f["models"]) == asked and asked <= self._known}
 
     def on(self, task: Task, analysis: Analysis) -> str:
-        """A sentence on the class that all networks of a task name: how often they find it, and are right."""
+        """A sentence on the class that all networks of a task name: on how many X-rays with and without it they do."""
         (name,), count = analysis.votes_of(task.name), len(analysis.readings_of(task.name))
         unknown = []
         for split, place in _PLACES.items():
@@ -47,14 +47,10 @@ class Claims:
             if claim.get("n", 0) < _FEWEST:
                 unknown.append(f"There are no figures for {place}.")
                 continue
-            shown, share = shown_name(name), claim["n"] / found["groups"]["all"]["n"]
-            found = f"{_percent(claim['found'])} of those labelled {shown} (n = {claim['n']})"
-            told = f"On {place}, all {count} found {found}"
-            if claim.get("claimed", 0) >= _FEWEST:
-                told += (
-                    f", and were right in {_percent(claim['right'])} of such claims (n = {claim['claimed']}); "
-                    f"{share:.0%} of all were"
-                )
+            found = f"{_percent(claim['found'])} of those labelled {shown_name(name)} (n = {claim['n']})"
+            told = f"On {place}, all {count} said so of {found}"
+            if claim.get("others", 0) >= _FEWEST:
+                told += f" and, wrongly, of {_percent(claim['wrongly'])} of the others (n = {claim['others']})"
             return " ".join([*unknown, f"{told}."])
         return "How often these networks are right when they agree on this was not measured."
 

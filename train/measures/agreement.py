@@ -10,9 +10,10 @@ from .study import NotMeasured, Readings, Study
 
 TITLE = "When all networks agree"
 TEXT = """\
-*Claims*: what all networks say. Found: of the X-rays of a class, the share on which all networks say it. Right: of the
-X-rays on which all networks say it, the share that are of that class; it depends on how many X-rays of each class were
-tested. A label that allows several classes makes each of them right, and counts in *right* alone."""
+*Claims*: what all networks say. Found: of the X-rays of a class, the share on which all networks say it. Wrongly: of
+the X-rays of other classes, the share on which they say it. Right: of all X-rays on which they say it, the share that
+are of that class; it depends on how many X-rays of each class were tested. A label that allows several classes makes
+each of them right, and counts in *right* alone."""
 SPLITS = ("test", "external")
 
 
@@ -27,8 +28,8 @@ def agreement(predicted: dict[str, np.ndarray], target: np.ndarray, patients: np
 
     Returns:
         {"models", "share_unanimous", "groups": {"all", "unanimous", "divided": {"n", "accuracy"}}, "claims": {class:
-        {"n", "found"} of its X-rays, {"claimed", "right"} of those on which all networks say it}}. What no X-ray can
-        tell is left out.
+        {"n", "found"} of its X-rays, {"others", "wrongly"} of those of other classes, {"claimed", "right"} of those on
+        which all networks say it}}. What no X-ray can tell is left out.
     """
     answers, rows = np.stack(list(predicted.values())), np.arange(len(target))
     votes = np.stack([(answers == k).sum(0) for k in range(len(classes))])
@@ -40,9 +41,11 @@ def agreement(predicted: dict[str, np.ndarray], target: np.ndarray, patients: np
             groups[name] = {"n": int(inside.sum()), "accuracy": proportion(right[inside], patients[inside])}
     claims: dict[str, dict] = {name: {} for name in classes}
     for k, name in enumerate(classes):
-        of_class, claimed = certain & (target[:, k] == 1), same & (majority == k)
+        of_class, others, claimed = certain & (target[:, k] == 1), target[:, k] == 0, same & (majority == k)
         if of_class.any():
             claims[name] |= {"n": int(of_class.sum()), "found": proportion(claimed[of_class], patients[of_class])}
+        if others.any():
+            claims[name] |= {"others": int(others.sum()), "wrongly": proportion(claimed[others], patients[others])}
         if claimed.any():
             claims[name] |= {"claimed": int(claimed.sum()), "right": proportion(right[claimed], patients[claimed])}
     return {"models": list(predicted), "share_unanimous": float(same.mean()), "groups": groups, "claims": claims}
@@ -79,10 +82,13 @@ def lines(evidence: dict) -> list[str]:
                 [*start, name, group["n"], percent(group["accuracy"])] for name, group in found["groups"].items()
             ]
             for name, claim in found["claims"].items():
-                if claim:
-                    of_class = [claim["n"], percent(claim["found"])] if "n" in claim else ["0", ""]
-                    of_claim = [claim["claimed"], percent(claim["right"])] if "claimed" in claim else ["0", ""]
-                    claims.append([*start, name, *of_class, *of_claim])
+                cells = [
+                    cell
+                    for count, share in (("n", "found"), ("others", "wrongly"), ("claimed", "right"))
+                    for cell in ((claim[count], percent(claim[share])) if count in claim else (0, ""))
+                ]
+                claims.append([*start, name, *cells])
     first = table(["task", "split", "X-rays", "n", "majority right, % (95 % CI)"], majority)
-    head = ["task", "split", "claim", "X-rays of the class", "found, % (95 % CI)", "claims", "right, % (95 % CI)"]
+    head = ["task", "split", "claim", "X-rays of the class", "found, % (95 % CI)", "of others", "wrongly, % (95 % CI)"]
+    head += ["claims", "right, % (95 % CI)"]
     return [*first, "", TEXT, "", *table(head, claims)]
