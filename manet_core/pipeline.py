@@ -195,7 +195,7 @@ class Analysis:
             "height": self.original.shape[0],
             "width": self.original.shape[1],
             "distance": self.distance,
-            "fault": self.fault,
+            "pose": self.fault,
             "reliable": self.reliable,
             "withheld": list(self.withheld),
             "warnings": list(self.warnings),

@@ -56,7 +56,8 @@ def _session(net: nn.Module, what: str, function: Callable, inputs: dict[str, Te
         return None
     shapes = {name: tuple(x.shape[1:]) for name, x in inputs.items()}
     # weights that were changed since, in place, are other weights
-    version = sum(tensor._version for tensor in (*net.parameters(), *net.buffers()))
+    tensors = (*net.parameters(), *net.buffers())
+    version = sum(tensor._version for tensor in tensors if not tensor.is_inference())  # the others cannot be changed
     key = (what, *shapes.values(), version)
     with _lock:
         known = _sessions.setdefault(net, {})

@@ -92,7 +92,7 @@ def test_the_fault_is_named_alone_and_a_class_withheld(pipe):
     for fault in ("inverted", "turned_left", "turned_right"):  # of the others a drawing's anatomy tells too little
         of = FAULTS[fault]
         a = pipe.analyze(XRay(np.ascontiguousarray(teaching.WRONG[fault](x.pixels))))
-        assert a.fault == fault and a.to_dict()["fault"] == fault, (fault, a.fault)
+        assert a.fault == fault and a.to_dict()["pose"] == fault, (fault, a.fault)
         assert of.told in a.warnings and of.told in a.withheld and not a.reliable
         assert not any("unlike the X-rays" in w for w in a.warnings), "the cause is known"
         again = pipe.analyze(mended(XRay(a.original), a.fault))
@@ -101,7 +101,7 @@ def test_the_fault_is_named_alone_and_a_class_withheld(pipe):
 
 def test_weights_without_a_pose_say_nothing(random_weights, tmp_path):
     a = Pipeline.load(random_weights, []).analyze(phantom(96, 0))
-    assert a.fault is None and a.to_dict()["fault"] is None
+    assert a.fault is None and a.to_dict()["pose"] is None
     with pytest.raises(WeightsError, match="missing"):
         Pose.load(random_weights, {"pose": {"file": "pose.safetensors", "sha256": "0"}})
 

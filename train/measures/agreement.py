@@ -91,4 +91,4 @@ def lines(evidence: dict) -> list[str]:
     first = table(["task", "split", "X-rays", "n", "majority right, % (95 % CI)"], majority)
     head = ["task", "split", "claim", "X-rays of the class", "found, % (95 % CI)", "of others", "wrongly, % (95 % CI)"]
     head += ["claims", "right, % (95 % CI)"]
-    return [*first, "", TEXT, "", *table(head, claims)]
+    return [*first, "", TEXT, "", *table(head, claims)] if claims else first
