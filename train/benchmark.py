@@ -1,6 +1,6 @@
 """Measure what speed is claimed.
 
-    python -m train.benchmark                        # analysis, heatmaps, mask attention, many films, starts: 5 minutes
+    python -m train.benchmark                        # analysis, heatmaps, mask attention, many films, starts
     python -m train.benchmark films                  # of these, many films alone: stages, growth, starts; --long: more
     python -m train.benchmark training --data DATA   # what loading and augmenting leave of the training speed
     python -m train.benchmark --record               # also into the README
