@@ -75,7 +75,6 @@ def main(argv: list[str] | None = None) -> int:
         help="files, folders with all within, patterns, zip archives, @FILE with a source a line, or addresses that "
         "fsspec knows, such as s3://bucket/films",
     )
-    many.add_argument("--list", action="append", default=[], metavar="FILE", help="the same as @FILE")
     many.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the Parquet files")
     many.add_argument("--engine", default="local", choices=["local", "ray"], help="default: local")
     many.add_argument("--workers", type=_positive, default=2, metavar="N", help="ray: processes, of one core each")

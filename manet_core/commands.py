@@ -86,11 +86,11 @@ def batch(args: argparse.Namespace) -> int:
     from .cluster import ClusterError, read_by_ray
 
     networks = _asked(args.weights, args.models)
-    names = film_names([*args.sources, *(f"@{path}" for path in args.list)])
+    names = film_names(args.sources)
     weights = os.path.abspath(args.weights)
     job = archive.Job(os.path.abspath(args.out), weights, tuple(networks), args.device, args.masks, args.heatmaps)
     entries = read_manifest(weights)
-    read = failed = 0
+    read, failed, left = 0, 0, names
     status, started, cores = 0, time.monotonic(), torch.get_num_threads()
     try:
         with _stopped_gently():

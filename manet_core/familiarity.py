@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
-from .weights import verified
+from .weights import load_beside
 
 
 def pooled(features: np.ndarray) -> np.ndarray:
@@ -42,10 +41,9 @@ class Familiarity:
         Raises:
             WeightsError: the file is missing or damaged.
         """
-        if "familiarity" not in entry:
+        if (found := load_beside(weights, entry, "familiarity")) is None:
             return None
-        known = entry["familiarity"]
-        arrays = load_file(verified(weights, known))
+        known, arrays = found
         return cls(arrays["mean"], arrays["precision"], known["limit"], known["share"])
 
     def distance(self, features: np.ndarray) -> float:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from .files.xray import XRay
-from .weights import verified
+from .weights import load_beside
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,9 @@ class Pose:
         Raises:
             WeightsError: the file is missing or damaged.
         """
-        if "pose" not in entry:
+        if (found := load_beside(weights, entry, "pose")) is None:
             return None
-        known = entry["pose"]
-        arrays = load_file(verified(weights, known))
+        known, arrays = found
         return cls(tuple(known["names"]), arrays["weight"], arrays["bias"], known["limit"], known["tilted"])
 
     def read(self, features: np.ndarray) -> tuple[dict[str, float], float]:

@@ -64,9 +64,7 @@ def _session(net: nn.Module, what: str, function: Callable, inputs: dict[str, Te
         if key not in known:
             for old in [other for other in known if other[-1] != version]:
                 del known[old]
-            known[key] = _new_session(
-                function, shapes, {"features": ["features"], "masks": ["logits", "deepest"]}[what]
-            )
+            known[key] = _new_session(function, shapes, OUTPUTS[what])
         return known[key]
 
 

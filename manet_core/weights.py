@@ -12,8 +12,10 @@ import json
 import os
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import nn
 
@@ -114,6 +116,17 @@ def verified(weights: str | Path, entry: dict) -> Path:
             f"{path} is damaged or not the file that the manifest names; restore it from the repository."
         )
     return path
+
+
+def load_beside(weights: str | Path, entry: dict, what: str) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """What a manifest `entry` says of its part `what`, and the arrays of the file that this names; None: it names none.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    if what not in entry:
+        return None
+    return entry[what], load_arrays(verified(weights, entry[what]))
 
 
 def load_network(

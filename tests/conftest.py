@@ -156,6 +156,19 @@ def run(monkeypatch, tmp_path):
     return call
 
 
+def hangs_up(connection: socket.socket) -> bool:
+    """Whether the other side ends a connection."""
+    connection.settimeout(WAIT_S)
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     """Accelerate keeps the first call's precision for the whole process."""

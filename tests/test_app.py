@@ -643,8 +643,9 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
             assert page.locator(".readings thead th").count() == len(answering)
             table = page.locator(".readings").bounding_box()
             assert table["x"] + table["width"] <= page.viewport_size["width"], "within the column beside the film"
-            said = page.inner_text("#summary")
-            assert "of other hospitals" in said and (f"All {len(answering)} networks" in said) == (not doubts)
+            said = page.inner_text("#headline")
+            assert said.count("of other hospitals") == 1, "told, and told once"
+            assert (f"All {len(answering)} networks" in said) == (not doubts)
             _shot(page, f"real-{len(doubts)}-doubts")
         page.click("button[role=tab]:has-text('Compare attention')")
         page.wait_for_selector(".pyramid figure")

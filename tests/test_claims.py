@@ -71,7 +71,11 @@ def test_networks_that_disagree_name_no_class(claims):
         "The networks disagree (COVID-19 by 1 of 2, Normal by 1 of 2). On X-rays of other hospitals"
     )
     assert doubt.endswith("most of them were right in 55% (50–60) (n = 40).")
-    assert "<b>No reliable reading</b>" in summary(apart, claims)
+    assert summary(apart, claims) == "", "which is told once"
+    apart.readings["c"] = Reading({"Pneumonia": 1.0}, "Pneumonia", {}, {}, {}, (7, 7), {}, "guided")
+    assert claims.doubts(apart) == [], "the networks of another task agree"
+    html = summary(apart, claims)
+    assert "<b>No reliable reading</b>" in html and doubt in html and "Predicted: <b>Pneumonia</b>" in html
 
 
 def test_what_the_picture_says_comes_before_what_networks_say(claims):

@@ -15,6 +15,7 @@ import tracemalloc
 from contextlib import contextmanager, nullcontext
 
 import pytest
+from conftest import hangs_up, wait_until
 from pydicom import dcmread
 from pydicom.uid import RLELossless, SecondaryCaptureImageStorage
 from pynetdicom import AE, StoragePresentationContexts, evt
@@ -184,7 +185,7 @@ def test_a_folder_that_cannot_be_written_pauses(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(receiver._folder, "write", full)
     with listening(receiver) as port, calling(port) as association:
         assert association.send_c_store(_dataset(_film())).Status == SUCCESS
-        _until(lambda: receiver._paused)
+        wait_until(lambda: receiver._paused)
         assert association.send_c_store(_dataset(_film())).Status == OUT_OF_RESOURCES
     assert "No space left on device" in capfd.readouterr().err
 
@@ -196,25 +197,6 @@ def test_long_runs_begin_new_folders(tmp_path, monkeypatch):
         folder.write(str(number), "no film", {}, None, save=number == 4)
     counts = [len(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(tmp_path.rglob("results.json"))]
     assert sorted(counts) == [1, 2, 2]
-
-
-def _until(condition) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def _hung_up(connection: socket.socket) -> bool:
-    connection.settimeout(WAIT_S)
-    try:
-        while connection.recv(4096):
-            pass
-    except ConnectionError:
-        pass
-    except TimeoutError:
-        return False
-    return True
 
 
 def test_hostile_callers_are_left_and_others_served(tmp_path, monkeypatch):
@@ -237,7 +219,7 @@ def test_hostile_callers_are_left_and_others_served(tmp_path, monkeypatch):
         ):
             with socket.create_connection(address) as hostile:
                 hostile.sendall(begun)
-                assert _hung_up(hostile)
+                assert hangs_up(hostile)
         with calling(port) as association:
             endless = _dataset(_film())
             endless.PixelData = bytes(8_000_000)
@@ -281,7 +263,7 @@ def test_sigterm_ends_it_and_what_was_accepted_is_there(weights, no_report, tmp_
     statuses = []
 
     def send_and_end() -> None:
-        _until(lambda: _listens(port))
+        wait_until(lambda: _listens(port))
         with calling(port) as association:
             statuses.extend(association.send_c_store(_dataset(_film())).Status for _ in range(3))
         os.kill(os.getpid(), signal.SIGTERM)

@@ -21,7 +21,7 @@ import campaign_requests
 import psutil
 import pytest
 import uvicorn
-from conftest import ROOT, WAIT_S, served, wait_until
+from conftest import ROOT, WAIT_S, hangs_up, served, wait_until
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from test_app import _files
@@ -242,19 +242,6 @@ def behind_the_gate(folder: Path, **options):
         thread.join(WAIT_S)
 
 
-def _ends(connection: socket.socket) -> bool:
-    """Whether the other side hangs up."""
-    connection.settimeout(WAIT_S)
-    try:
-        while connection.recv(4096):
-            pass
-    except ConnectionError:
-        pass
-    except TimeoutError:
-        return False
-    return True
-
-
 def test_slow_clients_are_left(tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "SILENCE_S", 0.3)
     monkeypatch.setattr(gate, "SLOWEST", 10_000)
@@ -263,7 +250,7 @@ def test_slow_clients_are_left(tmp_path, monkeypatch):
         for begun in (b"", head, head + b"\r\n" + b"x" * 10):
             with socket.create_connection(address) as silent:
                 silent.sendall(begun)
-                assert _ends(silent)
+                assert hangs_up(silent)
         with socket.create_connection(address) as trickling:
             trickling.sendall(head + b"\r\n")
             with pytest.raises(OSError):  # what was hung up takes no more

@@ -182,13 +182,28 @@ def benchmark_training(recipe: Recipe, run: Run, steps: int, rounds: int = 3) ->
     return {name: {"a_ms": 1e3 * a, "b_ms": 1e3 * b, "ratio": ratio}}
 
 
-def benchmark_films(weights: str, runs: int, long: bool) -> dict:
-    """From a file to a result, of one film and of many; see `measures.speed`."""
+def benchmark_films(weights: str, runs: int, long: bool) -> Iterator[dict]:
+    """From a file to a result, of one film and of many, section by section; see `measures.speed`."""
     few = max(2, runs // 5)
-    out = speed.runtimes(weights, paired, few) | speed.torchxrayvision(weights, paired, few)
-    out |= speed.many(weights, paired, films=6, rounds=max(1, runs // 16))
-    out |= speed.stages(weights, 512, few) | speed.stages(weights, 2000, few)
-    return out | speed.growth(weights, long) | speed.starts(weights)
+    yield speed.runtimes(weights, paired, few)
+    yield speed.torchxrayvision(weights, paired, few)
+    yield speed.many(weights, paired, films=6, rounds=max(1, runs // 16))
+    yield speed.stages(weights, 512, few) | speed.stages(weights, 2000, few)
+    yield speed.starts(weights)
+    yield speed.growth(weights, long)
+
+
+def _sections(args: argparse.Namespace) -> Iterator[dict]:
+    """What `args` ask for, measured section by section."""
+    if args.what == "training":
+        recipe = Recipe(model=args.backbone, size=args.size, batch=args.batch)
+        run = Run(args.data, cache=args.cache, weights=args.weights, workers=args.workers)
+        yield benchmark_training(recipe, run, args.steps)
+    if args.what == "inference":
+        yield benchmark_pipeline(args.weights, args.backbone, args.runs)
+        yield benchmark_mask_attention(args.backbone, args.runs)
+    if args.what != "training":
+        yield from benchmark_films(args.weights, args.runs, args.long)
 
 
 def table(results: dict) -> str:
@@ -237,17 +252,10 @@ def main() -> None:
     if any(earlier.get(key) != value for key, value in machine.items()):
         earlier = {}  # figures of two machines do not belong into one table
     results = earlier | machine
-    if args.what == "training":
-        recipe = Recipe(model=args.backbone, size=args.size, batch=args.batch)
-        run = Run(args.data, cache=args.cache, weights=args.weights, workers=args.workers)
-        results |= benchmark_training(recipe, run, args.steps)
-    if args.what == "inference":
-        results |= benchmark_pipeline(args.weights, args.backbone, args.runs)
-        results |= benchmark_mask_attention(args.backbone, args.runs)
-    if args.what != "training":
-        results |= benchmark_films(args.weights, args.runs, args.long)
     args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    for figures in _sections(args):
+        results |= figures
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")  # kept, whatever interrupts the rest
     print(table(results))
     if args.record:
         write_between(Path("README.md"), "benchmark", table(results))

@@ -68,9 +68,8 @@ class Claims:
         """Why no class should be named: what `analysis.withheld` says, or that the networks of all tasks disagree."""
         if analysis.withheld:
             return analysis.withheld
-        tasks = [get_task(name) for name in analysis.tasks]
-        if tasks and all(divided(task, analysis) for task in tasks):
-            return [self.on_division(task, analysis) for task in tasks]
+        if all_divided(analysis):
+            return [self.on_division(get_task(name), analysis) for name in analysis.tasks]
         return []
 
 
@@ -79,14 +78,21 @@ def divided(task: Task, analysis: Analysis) -> bool:
     return task.exclusive and len(analysis.votes_of(task.name)) > 1
 
 
+def all_divided(analysis: Analysis) -> bool:
+    """Whether the networks of every task that was asked disagree."""
+    return bool(analysis.tasks) and all(divided(get_task(name), analysis) for name in analysis.tasks)
+
+
 def _percent(figure: dict[str, float]) -> str:
     return f"{figure['value']:.0%} ({100 * figure['low']:.0f}–{100 * figure['high']:.0f})"
 
 
 def summary(analysis: Analysis, claims: Claims) -> str:
-    """HTML: for each task what its networks say, and how often that is right elsewhere."""
+    """HTML: for each task what its networks say, and how often that is right elsewhere; "" if `doubts` tells it."""
     if not analysis.readings:
         return '<h2 class="summary">No network was asked; only the lungs were segmented.</h2>'
+    if all_divided(analysis) and not analysis.withheld:
+        return ""
     return "".join(_summary(get_task(name), analysis, claims) for name in analysis.tasks)
 
 
@@ -107,10 +113,9 @@ def _summary(task: Task, analysis: Analysis, claims: Claims) -> str:
 
 def claimed(analysis: Analysis) -> str:
     """What the networks say, in a few words without markup."""
-    tasks = [get_task(name) for name in analysis.tasks]
-    if analysis.withheld or (tasks and all(divided(task, analysis) for task in tasks)):
+    if analysis.withheld or all_divided(analysis):
         return "No reliable reading"
-    return "; ".join(_said(task, analysis) or "no finding" for task in tasks)
+    return "; ".join(_said(get_task(name), analysis) or "no finding" for name in analysis.tasks)
 
 
 def _said(task: Task, analysis: Analysis) -> str:

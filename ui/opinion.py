@@ -8,6 +8,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from manet_core import WeightsError, XRay, XRayError
@@ -298,7 +299,7 @@ class OpinionTab:
 
     def _revealed(self, film: Film, shelf: Shelf) -> dict:
         """The masks, and what the networks say, or why that is withheld."""
-        doubts, fault = self._claims().doubts(film.analysis), film.analysis.fault
+        doubts, fault = self.claims.doubts(film.analysis), film.analysis.fault
         mendable = fault is not None and shelf.faulty is not None and shelf.faulty[0] == film.key
         return {
             self.layers: self._layers(film, not doubts),
@@ -312,7 +313,9 @@ class OpinionTab:
             self.result: gr.update(visible=not doubts),
         }
 
-    def _claims(self) -> Claims:
+    @cached_property
+    def claims(self) -> Claims:
+        """What is known of the networks' claims; first asked for when they are loaded."""
         return Claims(results_of(self.networks.weights), self.networks.get().entries)
 
     def _layers(self, film: Film, heatmaps: bool) -> str:
@@ -334,7 +337,7 @@ class OpinionTab:
         return {
             self.found: film,
             self.shelf: shelf,
-            self.summary: summary(analysis, self._claims()),
+            self.summary: summary(analysis, self.claims),
             self.readings: render.readings(analysis),
             self.limits: render.limits(analysis),
             self.explainer: analysis.explainer,
