@@ -1,8 +1,8 @@
 """A network as an ONNX graph, which other programs can run, and ONNX Runtime faster than PyTorch does on a CPU.
 
 The network is called once with tensors that have shapes and no values (PyTorch's "meta" device); each function that it
-calls becomes a node. That is quick enough, unlike `torch.onnx.export`, to be done whenever networks are loaded: no files
-are to be kept beside the weights. Only what the networks of this package call is known; all else is refused.
+calls becomes a node. That is quick enough, unlike `torch.onnx.export`, to be done whenever networks are loaded: no
+files are to be kept beside the weights. Only what the networks of this package call is known; all else is refused.
 """
 
 from collections.abc import Callable, Sequence
