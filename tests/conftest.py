@@ -219,6 +219,13 @@ def wait_until(condition) -> None:
         time.sleep(0.05)
 
 
+def expect(locator):
+    """Playwright's assertions of a page's `locator`, which wait until they hold: an answer changes a page in steps."""
+    from playwright import sync_api
+
+    return sync_api.expect(locator)
+
+
 @pytest.fixture(scope="session")
 def server(random_weights, weights, tmp_path_factory):
     folder = behind_shipped_segmenter(random_weights, weights, tmp_path_factory.mktemp("weights"))
@@ -232,6 +239,7 @@ def chromium():
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
+    sync_api.expect.set_options(timeout=1000 * WAIT_S)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=BROWSER_ARGS)
         yield browser

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from conftest import WAIT_S, behind_shipped_segmenter, served, wait_until
+from conftest import WAIT_S, behind_shipped_segmenter, expect, served, wait_until
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError, AuthenticationError
 from PIL import Image
@@ -175,7 +175,7 @@ def test_another_explainer(server, page, phantom_png):
     before, numbers = _stage(page), page.inner_text(".readings")
     _choose_explainer(page, "LayerCAM")
     page.wait_for_selector(".notes >> text=A heatmap (LayerCAM)")
-    assert page.locator("#explaining .stage").count() == 0
+    page.wait_for_selector("#explaining .stage", state="detached")
     page.wait_for_selector(".readings [aria-pressed=true]")
     assert page.inner_text(".readings") == numbers
     wait_until(lambda: _stage(page) != before)
@@ -187,7 +187,7 @@ def test_another_explainer(server, page, phantom_png):
     page.wait_for_selector("#explaining >> text=Computing heatmaps by Score-CAM: network")
     _choose_explainer(page, "Grad-CAM")  # whoever changes their mind need not wait
     page.wait_for_selector(".notes >> text=A heatmap (Grad-CAM)")
-    assert page.locator("#explaining .stage").count() == 0
+    page.wait_for_selector("#explaining .stage", state="detached")
 
 
 def test_several_tasks(many_tasks, weights, tmp_path, page, phantom_png):
@@ -200,12 +200,13 @@ def test_several_tasks(many_tasks, weights, tmp_path, page, phantom_png):
         page.wait_for_selector("text=What do you see?")
         page.click("#quiz label:has-text('Tuberculosis')")
         page.wait_for_selector(".readings")
-        assert page.locator(".readings").count() == 1 and page.locator(".readings thead th").count() == 2
+        expect(page.locator(".readings")).to_have_count(1)
+        expect(page.locator(".readings thead th")).to_have_count(2)
         for task, count in (("Normal, pneumonia or COVID-19", 2), ("14 findings", 3)):  # of the film that is kept
             page.check(f"#families label:has-text('{task}') input")
             page.wait_for_function("count => document.querySelectorAll('.readings').length == count", arg=count)
-        assert page.locator(".readings").nth(2).locator("tbody tr").count() == 14
-        assert page.locator(".summary").count() == 3
+        expect(page.locator(".readings").nth(2).locator("tbody tr")).to_have_count(14)
+        expect(page.locator(".summary")).to_have_count(3)
         page.click(".readings [data-name=Effusion]")
         page.wait_for_selector(".explained >> text=Heatmap of Effusion")
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
@@ -218,12 +219,12 @@ def test_several_tasks(many_tasks, weights, tmp_path, page, phantom_png):
         page.wait_for_selector(".grid")
         page.click("label:has-text('EfficientNet-Lite0: 14 findings')")
         page.wait_for_selector(".grid thead >> text=Pneumothorax")
-        assert page.locator(".grid .heat").count() == 14
+        expect(page.locator(".grid .heat")).to_have_count(14)
         _shot(page, "tasks-compare")
         page.click("button[role=tab]:has-text('Many X-rays')")
         page.set_input_files("#batch-drop input[type=file]", [phantom_png])
         page.wait_for_selector("#batch a[download='MANet.csv']")
-        assert page.locator("#batch thead th").count() == 1 + 3 * 3 + 2
+        expect(page.locator("#batch thead th")).to_have_count(1 + 3 * 3 + 2)
         _shot(page, "tasks-many")
         page.click("button[role=tab]:has-text('Models')")
         page.wait_for_selector(".models h2.task >> text=14 findings")
@@ -242,7 +243,7 @@ def test_models_tab_says_what_was_not_measured(server, page):
     page.goto(server[0])
     page.click("button[role=tab]:has-text('Models')")
     page.wait_for_selector("text=Nothing has been measured of these weights")
-    assert page.locator(".models details").count() == 4
+    expect(page.locator(".models details")).to_have_count(4)
 
 
 def test_bad_file_then_dicom(server, page, text_file, phantom_dicom):
@@ -252,10 +253,10 @@ def test_bad_file_then_dicom(server, page, text_file, phantom_dicom):
     _send(page, text_file)
     page.wait_for_selector("[role=alert] >> text=This is not a picture that MANet can read")
     assert "Traceback" not in page.content()
-    assert page.locator(".readings").count() == 0
+    expect(page.locator(".readings")).to_have_count(0)
     _send(page, phantom_dicom)
     page.wait_for_selector(".readings")
-    assert page.locator("[role=alert] >> text=not a picture").count() == 0
+    expect(page.locator("[role=alert] >> text=not a picture")).to_have_count(0)
     page.wait_for_selector(".zoom-text >> text=200×240 pixels")
     _send(page, text_file)  # what was read stays, and is told to be of the film before
     page.wait_for_selector("[role=alert] >> text=notes.txt was not analysed")
@@ -300,7 +301,7 @@ def test_pages_do_not_share_results(server, chromium, page, phantom_png):
         stranger.set_default_timeout(1000 * WAIT_S)
         stranger.goto(server[0])
         stranger.wait_for_selector("text=Drop a frontal chest X-ray here")
-        assert stranger.locator(".readings").count() == 0
+        expect(stranger.locator(".readings")).to_have_count(0)
     finally:
         other.close()
 
@@ -395,7 +396,8 @@ def test_many_xrays(server, page, phantom_png, phantom_dicom, text_file):
     page.click("button[role=tab]:has-text('Many X-rays')")
     page.set_input_files("#batch-drop input[type=file]", [phantom_png, phantom_dicom, text_file])
     page.wait_for_selector("#batch a[download='MANet.csv']")
-    assert page.locator("#batch tbody tr").count() == 3 and "1 not read" in page.inner_text("#batch [role=status]")
+    expect(page.locator("#batch tbody tr")).to_have_count(3)
+    assert "1 not read" in page.inner_text("#batch [role=status]")
     page.click("#batch th button:has-text('file')")
     names = page.locator("#batch tbody th").all_inner_texts()
     assert names == sorted(names, key=str.lower) and len(names) == 3
@@ -433,7 +435,7 @@ def test_compare_attention(server, page):
     page.wait_for_selector(".readings")
     page.click("button[role=tab]:has-text('Compare attention')")
     page.wait_for_selector(".grid")
-    assert page.locator(".grid .heat").count() == 15
+    expect(page.locator(".grid .heat")).to_have_count(15)
     page.wait_for_selector(".pyramid figure")
 
     page.click("button:has-text('Draw another mask')")
@@ -640,7 +642,7 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
                 assert doubts[0] in page.inner_text("#withheld") and not page.is_visible(".readings")
                 page.click("#anyway")
             page.wait_for_selector(".readings")
-            assert page.locator(".readings thead th").count() == len(answering)
+            expect(page.locator(".readings thead th")).to_have_count(len(answering))
             table = page.locator(".readings").bounding_box()
             assert table["x"] + table["width"] <= page.viewport_size["width"], "within the column beside the film"
             said = page.inner_text("#headline")
@@ -653,11 +655,11 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
         page.click("button[role=tab]:has-text('Many X-rays')")
         page.set_input_files("#batch-drop input[type=file]", tmp_path / "films.zip")
         page.wait_for_selector("#batch a[download='MANet.csv']")
-        assert page.locator("#batch tbody tr").count() == len(CLASSES)
+        expect(page.locator("#batch tbody tr")).to_have_count(len(CLASSES))
         assert not page.is_visible("#batch .failed")
         _shot(page, "real-many")
         page.click("button[role=tab]:has-text('Models')")
         page.wait_for_selector(".models details")
-        assert page.locator(".models details").count() == len(shipped) + 1
+        expect(page.locator(".models details")).to_have_count(len(shipped) + 1)
         _shot(page, "models")
         assert not _files(uploads)

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
-from conftest import BROWSER_ARGS, WAIT_S
+from conftest import BROWSER_ARGS, WAIT_S, expect
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from manet_core import load_xray
@@ -252,7 +252,7 @@ def test_arrows_turn_networks_and_classes(page):
 
 def test_panes_move_together(page):
     page.keyboard.press("s")
-    assert page.locator(".labels p").count() == 4
+    expect(page.locator(".labels p")).to_have_count(4)
     corners = [label.bounding_box() for label in page.locator(".labels p").all()]
     places = [(corner["x"] + 100, corner["y"] + 120) for corner in corners]
     page.mouse.move(*places[0])
@@ -271,7 +271,7 @@ def test_ruler_measures_millimetres(page):
     assert float(text.removesuffix(" mm")) == pytest.approx(np.hypot(40, 15), abs=0.3)
     page.keyboard.press("Backspace")
     _zoom(page)
-    assert page.locator(".stage svg text").count() == 0
+    expect(page.locator(".stage svg text")).to_have_count(0)
 
 
 def test_heart_and_thorax_give_their_ratio(page):
@@ -333,14 +333,15 @@ def test_the_next_film_is_seen_as_it_is_and_the_last_ones_stay(page, server):
     before = page.inner_text("#read")
     page.click("button:has-text('Dense shadow')")
     page.wait_for_selector("#read >> text=phantom, dense shadow")
-    assert page.inner_text(".badge") == "" and page.locator(".strip li").count() == 2
+    expect(page.locator(".badge")).to_have_text("")
+    expect(page.locator(".strip li")).to_have_count(2)
     page.click(".strip button[title='Show deep.dcm']")
     page.wait_for_selector("#read >> text=deep.dcm")
     assert page.inner_text("#read") == before and page.inner_text(".badge") == "inverted"
     page.keyboard.press("i")
 
     page.click(".strip button:text-is('beside')")  # the phantom: two films, one view, their claims
-    assert page.locator(".labels p").count() == 2
+    expect(page.locator(".labels p")).to_have_count(2)
     box = _box(page)
     middle = (box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
     page.mouse.move(*middle)
@@ -348,7 +349,7 @@ def test_the_next_film_is_seen_as_it_is_and_the_last_ones_stay(page, server):
     assert _under(page, *middle)[:2] == pytest.approx((150, 120), abs=1)
     assert _under(page, middle[0] + box["width"] / 2 + 1, middle[1])[:2] == pytest.approx((256, 256), abs=2)
     page.click(".strip button:text-is('close')")
-    assert page.locator(".labels p").count() == 1
+    expect(page.locator(".labels p")).to_have_count(1)
 
 
 def test_a_reload_asks_first(page):
