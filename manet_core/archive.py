@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from .pipeline import NO_READING, Analysis, Pipeline, sentence
 from .sources import read_film
+from .table import claim_text
 
 ROWS, MASKS, HEATMAPS = "rows", "masks", "heatmaps"  # folders of parts
 SCHEMAS = {
@@ -30,6 +31,7 @@ SCHEMAS = {
             "network": pa.string(),
             "task": pa.string(),
             "predicted": pa.string(),
+            "claim": pa.string(),
             "reliable": pa.bool_(),
             "probabilities": pa.map_(pa.string(), pa.float32()),
             "lung_area": pa.float32(),
@@ -145,6 +147,7 @@ def _rows(name: str, found: Analysis, hashes: dict[str, str]) -> list[dict]:
             "network": model,
             "task": reading.task,
             "predicted": ", ".join(reading.present) if found.reliable else NO_READING,
+            "claim": claim_text(found, reading.task),
             "probabilities": list(reading.probabilities.items()),
             "weights": hashes[model],
         }

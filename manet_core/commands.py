@@ -361,4 +361,7 @@ def _lines(analysis: Analysis) -> list[str]:
         else:
             said = ", ".join(f"{name} {reading.probabilities[name]:.1%}" for name in reading.present) or "no finding"
         lines.append(f"  {model:26}{said}")
+    for task in analysis.tasks if analysis.reliable else ():
+        if analysis.divided_of(task):
+            lines.append(f"  {NO_READING}: the networks disagree ({get_task(task).title})")
     return lines + [f"  warning: {warning}" for warning in analysis.warnings]

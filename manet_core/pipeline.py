@@ -151,6 +151,22 @@ class Analysis:
         votes = self.votes_of(task)
         return [name for name, count in votes.items() if count == max(votes.values())]
 
+    def divided_of(self, task: str) -> bool:
+        """Whether the networks of a task of which one class holds name more than one."""
+        return get_task(task).exclusive and len(self.votes_of(task)) > 1
+
+    def claim_of(self, task: str) -> list[str] | None:
+        """What may be said for all networks of a task together.
+
+        Returns:
+            The class that all of them name; of findings, those that at least half of them hold for true, or [] for
+            none. None where nothing may be said: the readings are withheld, or the networks are divided.
+        """
+        if not self.reliable or self.divided_of(task):
+            return None
+        asked = len(self.readings_of(task))
+        return [name for name, count in self.votes_of(task).items() if 2 * count >= asked]
+
     @property
     def votes(self) -> dict[str, int]:
         """`votes_of` the first of `tasks`; {} if no network was asked."""
@@ -189,6 +205,7 @@ class Analysis:
                 }
                 for model, reading in self.readings.items()
             },
+            "claims": {task: self.claim_of(task) for task in self.tasks},
             "explainer": self.explainer,
             "lung_area": float(self.segmentation.cleaned.mean()),
             "lung_areas": dict(zip(("right", "left"), areas)),

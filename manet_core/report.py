@@ -167,7 +167,10 @@ def _votes(analysis: Analysis, task: Task) -> str:
         _words(name) + (f" by {count} of {asked}" if asked > 1 else "")
         for name, count in analysis.votes_of(task.name).items()
     ]
-    return f"{start}: {', '.join(votes) or 'none'}"
+    said = ", ".join(votes) or "none"
+    if analysis.divided_of(task.name):
+        said = f"{NO_READING}: the networks disagree ({said})"
+    return f"{start}: {said}"
 
 
 def _title(model: str) -> str:

@@ -10,7 +10,7 @@ from .pipeline import NO_READING, Analysis
 if TYPE_CHECKING:
     import pandas as pd
 
-_BEFORE = ("file", "network", "task", "predicted", "reliable")
+_BEFORE = ("file", "network", "task", "predicted", "claim", "reliable")
 _AFTER = ("lung_area", "distance", "withheld", "warnings", "error")
 
 
@@ -44,8 +44,9 @@ def rows(file: str, analysis: Analysis) -> list[dict]:
     """The rows of one film, one for each network, or one without a network where the mask alone was asked for.
 
     Returns:
-        [{"file", "network", "task", "predicted": class or `NO_READING`, "reliable": bool, a class: its probability,
-        ..., "lung_area": share of the picture, "distance" or None, "withheld" and "warnings": sentences}].
+        [{"file", "network", "task", "predicted": class or `NO_READING`, "claim": what all networks of the task name or
+        `NO_READING`, "reliable": bool, a class: its probability, ..., "lung_area": share of the picture, "distance" or
+        None, "withheld" and "warnings": sentences}].
     """
     film = {"lung_area": float(analysis.segmentation.cleaned.mean()), "distance": analysis.distance}
     film |= {"withheld": " ".join(analysis.withheld), "warnings": " ".join(analysis.warnings)}
@@ -54,10 +55,17 @@ def rows(file: str, analysis: Analysis) -> list[dict]:
         start
         | {"network": model, "task": reading.task}
         | {"predicted": ", ".join(reading.present) if analysis.reliable else NO_READING}
+        | {"claim": claim_text(analysis, reading.task)}
         | reading.probabilities
         | film
         for model, reading in analysis.readings.items()
     ] or [start | film]
+
+
+def claim_text(analysis: Analysis, task: str) -> str:
+    """`Analysis.claim_of` a task as text: its classes, or `NO_READING`."""
+    claim = analysis.claim_of(task)
+    return NO_READING if claim is None else ", ".join(claim)
 
 
 def csv_head(classes: Iterable[str]) -> str:

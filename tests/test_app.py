@@ -309,7 +309,7 @@ def test_pages_do_not_share_results(server, chromium, page, phantom_png):
 def test_endpoint_answers(server, client, phantom_png, phantom_dicom):
     for path in (phantom_png, phantom_dicom):
         answer = client.predict(handle_file(path), api_name="/analyze")
-        keys = {"readings", "explainer", "lung_area", "lung_areas", "height", "width"}
+        keys = {"readings", "claims", "explainer", "lung_area", "lung_areas", "height", "width"}
         assert set(answer) == keys | {"distance", "pose", "reliable", "withheld", "warnings", "disclaimer"}
         assert set(answer["readings"]) == {"efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"}
         for reading in answer["readings"].values():

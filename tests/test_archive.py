@@ -59,6 +59,7 @@ def test_a_folder_becomes_rows_that_say_what_analyze_does(films, random_weights,
     assert (row["reliable"], row["withheld"], row["warnings"]) == (one.reliable, one.withheld, one.warnings)
     assert row["lung_area"] == pytest.approx(known["lung_area"])
     assert row["lung_area_right"] == pytest.approx(known["lung_areas"]["right"])
+    assert row["claim"] == (reading.predicted if one.reliable else "no reliable reading")
     masks = {row["file"]: archive.mask_of(row) for row in ds.dataset(tmp_path / "o" / "masks").to_table().to_pylist()}
     assert len(masks) == 7 and (masks[row["file"]] == one.segmentation.cleaned).all()
     heatmaps = ds.dataset(tmp_path / "o" / "heatmaps").to_table().to_pylist()

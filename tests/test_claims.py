@@ -7,7 +7,7 @@ import pytest
 from manet_core.pipeline import Analysis, Reading
 from manet_core.tasks import get_task
 from manet_core.weights import fingerprint
-from ui.claims import Claims, claimed, divided, summary
+from ui.claims import Claims, claimed, summary
 
 CLASSES = get_task("manet").classes
 ENTRIES = {name: {"task": "manet", "file": name, "sha256": 64 * digit} for name, digit in (("a", "1"), ("b", "2"))}
@@ -65,7 +65,7 @@ def test_where_no_other_hospital_tells_that_is_said(claims):
 
 def test_networks_that_disagree_name_no_class(claims):
     apart = analysis(a="COVID-19", b="Normal")
-    assert divided(get_task("manet"), apart) and claimed(apart) == "No reliable reading"
+    assert apart.divided_of("manet") and claimed(apart) == "No reliable reading"
     (doubt,) = claims.doubts(apart)
     assert doubt.startswith(
         "The networks disagree (COVID-19 by 1 of 2, Normal by 1 of 2). On X-rays of other hospitals"

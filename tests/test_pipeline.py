@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,24 @@ def test_each_network_answers_its_own_task_and_votes_are_within_one(task_pipe):
     assert 1 < len(findings.present) < 14 and analysis.leading_of("nih14") == findings.present
     result = json.loads(json.dumps(analysis.to_dict()))
     assert {m: r["task"] for m, r in result["readings"].items()} == {m: r.task for m, r in analysis.readings.items()}
+
+
+def test_all_networks_claim_what_they_agree_on(task_pipe, monkeypatch):
+    analysis = task_pipe.analyze(phantom(128), lungs=Lungs(phantom_mask(64).astype(np.float32), phantom_mask(64)))
+    (first, second), (alone,) = (list(analysis.readings_of(task)) for task in ("manet", "guided"))
+    findings = analysis.readings["efficientnet_lite0_cbam"].present
+    for name, claim in (("Tuberculosis", ["Tuberculosis"]), ("Normal", None)):
+        readings = analysis.readings | {first: replace(analysis.readings[first], predicted="Tuberculosis")}
+        readings[second] = replace(analysis.readings[second], predicted=name)
+        asked = replace(analysis, readings=readings)
+        assert asked.divided_of("manet") == (claim is None) and not asked.divided_of("nih14")
+        assert asked.claim_of("manet") == asked.to_dict()["claims"]["manet"] == claim
+        assert asked.claim_of("guided") == [readings[alone].predicted] and asked.claim_of("nih14") == findings
+        table = to_frame([asked])
+        assert list(table.claim[table.task == "manet"]) == [claim[0] if claim else "no reliable reading"] * 2
+        assert table.predicted[0] == "Tuberculosis", "what a network says of itself"
+        withheld = replace(asked, withheld=["Why."])
+        assert withheld.claim_of("nih14") is None and set(withheld.to_dict()["claims"].values()) == {None}
 
 
 def test_without_a_finding_nothing_leads(task_pipe, monkeypatch):

@@ -1,6 +1,7 @@
 """The one-page report."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from manet_core import Pipeline
 from manet_core.lungs import Lungs
-from manet_core.phantom import phantom
+from manet_core.phantom import phantom, phantom_mask
 from manet_core.report import limits, save_report
 
 
@@ -68,6 +69,18 @@ def test_a_title_is_text_whatever_it_holds(pipe, tmp_path, title):
         warnings.simplefilter("error")
         save_report(analysis, tmp_path / "a.png", title=title, note=title)
     assert (np.asarray(Image.open(tmp_path / "a.png").convert("L"))[60:90] < 128).sum() > 100
+
+
+def test_networks_that_disagree_name_no_class(pipe, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: said.extend(self.findobj(Text)))
+    mask = phantom_mask(64)
+    analysis = pipe.analyze(phantom(128), lungs=Lungs(mask.astype(np.float32), mask))
+    names = dict(zip(analysis.readings, ["Normal", *["Tuberculosis"] * 9]))
+    others = {model: replace(analysis.readings[model], predicted=name) for model, name in names.items()}
+    save_report(replace(analysis, readings=others), tmp_path / "a.png")
+    (told,) = [text.get_text() for text in said if "disagree" in text.get_text()]
+    assert told.startswith("Predicted: no reliable reading") and f"Normal by 1 of {len(names)}" in told
 
 
 def test_no_class_is_named_where_it_is_withheld(pipe, tmp_path, monkeypatch):

@@ -207,22 +207,14 @@ def row(name: str, found: Analysis | str) -> dict:
 
 
 def _consensus(found: Analysis, task: str) -> dict:
-    """What most networks of a task predict: the class, or those that tie; of findings, all that half of them have."""
-    readings, votes = found.readings_of(task).values(), found.votes_of(task)
-    names = found.leading_of(task)
-    if not get_task(task).exclusive:
-        names = [name for name, count in votes.items() if 2 * count >= len(readings)]
+    """What may be said for all networks of a task, None for nothing; what each of them says; mean probabilities."""
+    readings, names = found.readings_of(task).values(), found.claim_of(task)
     return {
         "names": names,
-        "counts": [votes[name] for name in names],
+        "votes": found.votes_of(task),
         "networks": len(readings),
-        "means": [sum(reading.probabilities[name] for reading in readings) / len(readings) for name in names],
+        "means": [sum(reading.probabilities[name] for reading in readings) / len(readings) for name in names or ()],
     }
-
-
-def _withheld(r: dict) -> bool:
-    """Whether no class should be named for this entry."""
-    return bool(r.get("withheld"))
 
 
 def as_json(rows: list[dict]) -> str:
@@ -238,24 +230,18 @@ def _tasks(rows: list[dict]) -> list[str]:
     return [task for task in list_tasks() if task in found]
 
 
-def _joined(task: str, names: list[str]) -> str:
-    """Classes that tie, or findings that are there together, as text."""
-    exclusive = get_task(task).exclusive
-    return (" or " if exclusive else ", ").join(map(shown_name, names)) or ("" if exclusive else "no finding")
-
-
 def as_csv(rows: list[dict]) -> str:
     """A line a file: consensus of each task, each network's probability of each class, warnings, error.
 
-    The consensus is `NO_READING` where it is withheld, for the reasons in a column of their own; what the networks
-    answered all the same is in their columns.
+    The consensus is `NO_READING` where it is withheld, for the reasons in a column of their own, and where networks
+    disagree; what they answered all the same is in their columns.
     """
     models = {model: reading["task"] for r in rows for model, reading in r.get("readings", {}).items()}
     tasks, columns = _tasks(rows), [(m, name) for m, task in models.items() for name in get_task(task).classes]
     head = ["file"]
     for task in tasks:
         prefix = f"{get_task(task).title}: " if len(tasks) > 1 else ""
-        head += [prefix + name for name in ("most networks predict", "networks that do", "networks")]
+        head += [prefix + name for name in ("consensus", "votes", "networks")]
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow([*head, *(f"{model}: {name}" for model, name in columns), "withheld", "warnings", "error"])
@@ -263,17 +249,23 @@ def as_csv(rows: list[dict]) -> str:
         readings, cells = r.get("readings", {}), [_plain(r["file"])]
         for task in tasks:
             found = r.get("consensus", {}).get(task)
-            cells += ["", "", ""] if found is None else [NO_READING, "", ""] if _withheld(r) else _counted(task, found)
+            cells += ["", "", ""] if found is None else [_claim(found), *_votes(r, found)]
         cells += [f"{readings[m]['probabilities'][name]:.4f}" if m in readings else "" for m, name in columns]
         reasons = (" ".join(r.get(key, [])) for key in ("withheld", "warnings"))
         writer.writerow([*cells, *reasons, r.get("error", "")])
     return out.getvalue()
 
 
-def _counted(task: str, found: dict) -> list[str]:
-    """A consensus as text: the classes, how many networks predict them, and of how many."""
-    counts = found["counts"][:1] if get_task(task).exclusive else found["counts"]  # classes that tie have one count
-    return [_joined(task, found["names"]), " / ".join(map(str, counts)) or "0", str(found["networks"])]
+def _claim(found: dict) -> str:
+    """A consensus as text."""
+    return NO_READING if found["names"] is None else ", ".join(map(shown_name, found["names"])) or "no finding"
+
+
+def _votes(r: dict, found: dict) -> list[str]:
+    """How many networks say what, and of how many; nothing where the reading is withheld."""
+    if r["withheld"]:
+        return ["", ""]
+    return [", ".join(f"{shown_name(name)} {n}" for name, n in found["votes"].items()) or "0", str(found["networks"])]
 
 
 def _plain(name: str) -> str:
@@ -291,7 +283,7 @@ def table(rows: list[dict], total: int, running: bool) -> str:
         done += _download("MANet.csv", "text/csv", as_csv(rows)) + _download("MANet.json", "text/json", as_json(rows))
     names = ["file"]
     for task in tasks:
-        names += [get_task(task).title if len(tasks) > 1 else "most predict", "networks", "mean probability"]
+        names += [get_task(task).title if len(tasks) > 1 else "consensus", "networks", "mean probability"]
     head = "".join(
         f'<th scope="col" aria-sort="none"><button>{escape(name)}</button></th>'
         for name in [*names, "lung area", "remarks"]
@@ -316,12 +308,10 @@ def _line(r: dict, tasks: list[str]) -> str:
     cells = ""
     for task in tasks:
         found = r["consensus"][task]
-        if _withheld(r):
-            cells += f'<td class="failed">{NO_READING}</td><td></td><td></td>'
-            continue
-        predicted, counts, of = _counted(task, found)
-        cells += f"<td>{escape(predicted)}</td>"
-        cells += f'<td data-sort="{max(found["counts"], default=0)}">{counts} of {of}</td>'
+        unsaid = ' class="failed"' if found["names"] is None else ""
+        votes = " of ".join(filter(None, _votes(r, found)))
+        cells += f"<td{unsaid}>{escape(_claim(found))}</td>"
+        cells += f'<td data-sort="{max(found["votes"].values(), default=0)}">{escape(votes)}</td>'
         means = " / ".join(f"{mean:.0%}" for mean in found["means"])
         cells += f'<td data-sort="{max(found["means"], default=0)}">{means}</td>'
     return (

@@ -73,14 +73,9 @@ class Claims:
         return []
 
 
-def divided(task: Task, analysis: Analysis) -> bool:
-    """Whether the networks of a task of which one class holds name more than one."""
-    return task.exclusive and len(analysis.votes_of(task.name)) > 1
-
-
 def all_divided(analysis: Analysis) -> bool:
     """Whether the networks of every task that was asked disagree."""
-    return bool(analysis.tasks) and all(divided(get_task(name), analysis) for name in analysis.tasks)
+    return bool(analysis.tasks) and all(map(analysis.divided_of, analysis.tasks))
 
 
 def _percent(figure: dict[str, float]) -> str:
@@ -102,7 +97,7 @@ def _summary(task: Task, analysis: Analysis, claims: Claims) -> str:
     if not task.exclusive:
         found = ", ".join(f"<b>{escape(shown_name(name))}</b> by {n} of {count}" for name, n in votes.items()) or "none"
         return f'<h2 class="summary">{title}Findings of 50% or more: {found}</h2>'
-    if divided(task, analysis):
+    if analysis.divided_of(task.name):
         doubt = escape(claims.on_division(task, analysis))
         return f'<h2 class="summary">{title}<b>No reliable reading</b></h2><p class="evidence">{doubt}</p>'
     (name,) = votes
