@@ -20,12 +20,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import wait_until
 from PIL import Image
 
 from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier, preprocess
 from manet_core.files.stored import Spacing, Stored
 from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
+from manet_core.runtime import runtime_of
 from manet_core.table import no_formula
 from manet_core.tasks import get_task
 from manet_core.weights import read_manifest, write_manifest
@@ -109,6 +111,15 @@ def test_the_page_may_ask_some_networks_alone(random_weights):
     assert len(Networks(random_weights).get().models) == 3
     with pytest.raises(WeightsError, match="no weights for 'vgg16'"):
         Networks(random_weights, ["vgg16"]).get()
+
+
+def test_networks_are_made_ready_once_before_the_first_xray(random_weights):
+    networks = Networks(random_weights)
+    networks.warm()
+    once = {thread for thread in threading.enumerate() if thread.name == "warming"}
+    networks.warm()
+    assert {thread for thread in threading.enumerate() if thread.name == "warming"} <= once
+    wait_until(lambda: all(runtime_of(net) == "ONNX Runtime" for net in networks.get().classifiers.values()))
 
 
 @pytest.mark.parametrize("explainer", ["gradcam", "layercam"])

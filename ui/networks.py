@@ -15,6 +15,7 @@ import torch
 
 from manet_core import Analysis, Pipeline, WeightsError, XRay, create_classifier
 from manet_core.explain import DEFAULT, get_explainer
+from manet_core.phantom import phantom
 from manet_core.preprocess import View, resize
 from manet_core.tasks import list_tasks
 from manet_core.weights import MANIFEST, read_manifest, task_of
@@ -77,7 +78,7 @@ class Networks:
 
     def __init__(self, weights: str | Path, models: list[str] | None = None):
         self.weights, self.models, self._pipeline, self._random = weights, models, None, None
-        self._loading, self._turn = threading.Lock(), threading.Lock()
+        self._loading, self._turn, self._warm = threading.Lock(), threading.Lock(), False
         self._changed, self._urgent, self._answered = threading.Condition(), 0, 0.0
 
     def get(self) -> Pipeline:
@@ -90,6 +91,18 @@ class Networks:
             if self._pipeline is None:
                 self._pipeline = Pipeline.load(self.weights, self.models)
             return self._pipeline
+
+    def warm(self) -> None:
+        """Do meanwhile, once, what the first X-ray would wait for: networks are made ready when they are first run.
+
+        Raises:
+            WeightsError: as `get`.
+        """
+        pipeline = self.get()
+        with self._loading:
+            first, self._warm = not self._warm, True
+        if first:
+            threading.Thread(target=pipeline.analyze, args=(phantom(128),), name="warming", daemon=True).start()
 
     def tasks(self) -> list[str]:
         """The tasks of the networks that are to be run, by the manifest alone; [] where it cannot be read."""

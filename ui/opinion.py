@@ -173,7 +173,7 @@ class OpinionTab:
     def check_weights(self) -> str:
         """For the status line of a page that was just opened: a sentence where weights are missing."""
         try:
-            self.networks.get()
+            self.networks.warm()
         except WeightsError as error:
             return render.alert("No analysis is possible", [str(error)])
         return gr.skip()
