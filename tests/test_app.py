@@ -390,7 +390,7 @@ def test_public_endpoints(client):
     assert found["/batch"]["returns"][0]["python_type"]["type"] == "list[dict(str, Any)]"
 
 
-def test_many_xrays(server, page, phantom_png, phantom_dicom, text_file):
+def test_many_xrays(server, page, phantom_png, phantom_dicom, text_file, tmp_path):
     url, uploads = server
     page.goto(url)
     page.click("button[role=tab]:has-text('Many X-rays')")
@@ -407,6 +407,15 @@ def test_many_xrays(server, page, phantom_png, phantom_dicom, text_file):
         phantom_png.name, phantom_dicom.name, text_file.name,
     ]  # fmt: skip
     assert not _files(uploads)
+    page.click(f"#batch button.open:text-is('{phantom_dicom.name}')")  # the browser sends it again
+    page.wait_for_selector(f"#read >> text={phantom_dicom.name}")
+    assert page.is_visible("#viewer")
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+        archive.write(phantom_png, "inside.png")
+    page.click("button[role=tab]:has-text('Many X-rays')")
+    page.set_input_files("#batch-drop input[type=file]", tmp_path / "films.zip")
+    page.click("#batch button.open:text-is('inside.png')")
+    page.wait_for_selector("#batch td >> text=not one in an archive")
 
 
 def test_many_xrays_can_be_stopped(server, page, tmp_path):

@@ -209,6 +209,24 @@ def test_what_is_newer_ends_what_is_older():
     assert told and set(told) == {(0, 1)}
 
 
+def test_older_work_tells_nothing_once_there_is_newer():
+    newest, told, go, late = Newest(), threading.Event(), threading.Event(), []
+
+    def work(progress):
+        for done in range(3):
+            progress(done, 3)
+        told.set()
+        go.wait(10)
+
+    older = newest.run("page", work, lambda *step: step)
+    assert next(older) == (0, 3) and told.wait(10), "two more steps wait to be told"
+    assert list(newest.run("page", lambda progress: progress(0, 1), lambda *step: step)) == [(0, 1)]
+    go.set()
+    with pytest.raises(Superseded):
+        late.extend(older)
+    assert late == []
+
+
 def test_random_networks_have_the_classes_of_their_tasks(many_tasks):
     networks, x = Networks(many_tasks), phantom(128)
     known, random = (networks.analyze(x, random=random) for random in (False, True))

@@ -34,7 +34,33 @@ MOST_UNPACKED = 4 << 30  # bytes of all files in an archive
 MOST_LISTED = 4 << 20  # bytes of an archive's table of contents; a file takes about a hundred
 REDRAW_S = 1.5  # seconds between two looks at a growing table
 _THUMBNAIL = 72
-_SORT = """
+_TABLE = """
+const files = new Map();  // the browser's own, which the server has not kept; null where several have one name
+for (const name of ['change', 'drop']) {
+  document.addEventListener(name, event => {
+    if (!event.target.closest('#batch-drop')) return;
+    const chosen = [...(event.target.files ?? event.dataTransfer?.files ?? [])];
+    if (chosen.length) files.clear();
+    for (const file of chosen) files.set(file.name, files.has(file.name) ? null : file);
+  }, true);
+}
+element.addEventListener('click', event => {
+  const open = event.target.closest('button.open');
+  if (!open) return;
+  const alike = [...element.querySelectorAll('button.open')].filter(other => other.dataset.file === open.dataset.file);
+  const file = alike.length === 1 && files.get(open.dataset.file);
+  const input = document.querySelector('#drop input[type=file]');
+  if (!file || !input) {
+    open.closest('tr').lastElementChild.textContent =
+      'A film opens from here if it was dropped by itself: not one in an archive, nor one of several of one name.';
+    return;
+  }
+  const given = new DataTransfer();
+  given.items.add(file);
+  document.querySelector('button[role=tab]').click();
+  input.files = given.files;
+  input.dispatchEvent(new Event('change', {bubbles: true}));
+});
 element.addEventListener('click', event => {
   const head = event.target.closest('th[aria-sort]');
   if (!head) return;
@@ -49,7 +75,7 @@ element.addEventListener('click', event => {
 """
 _HELP = f"""
 <p class="help">Drop many X-rays, or zip archives of them: up to {MOST_FILES} pictures, up to 200 MB a file. Each is
-deleted as soon as it is read; the table is kept in this page alone, until it is closed.</p>
+deleted as soon as it is read; the table is kept in this page alone, until it is closed. A film’s name opens it.</p>
 """
 
 
@@ -106,7 +132,7 @@ def batch_tab(networks: Networks, uploads: Uploads) -> None:
         )
         stop = gr.Button("Stop here", visible=False, size="sm")
     gr.HTML(_HELP, apply_default_css=False)
-    shown = gr.HTML(apply_default_css=False, elem_id="batch", js_on_load=_SORT)
+    shown = gr.HTML(apply_default_css=False, elem_id="batch", js_on_load=_TABLE)
     event = {"show_progress": "hidden", "api_visibility": "private"}
     drop.upload(run, drop, [drop, stop, shown], preprocess=False, **BATCHES, **event)
     stop.click(end, queue=False, **event)
@@ -301,10 +327,12 @@ def _download(name: str, kind: str, text: str) -> str:
 
 
 def _line(r: dict, tasks: list[str]) -> str:
-    name = f'<th scope="row">{escape(r["file"])}</th>'
+    name = escape(r["file"])
     if "error" in r:
+        name = f'<th scope="row">{name}</th>'
         cells = '<td class="failed">not read</td>' + "<td></td>" * (3 * len(tasks) if tasks else 1)
         return f"<tr><td></td>{name}{cells}<td>{escape(r['error'])}</td></tr>"
+    name = f'<th scope="row"><button class="open" data-file="{name}" title="Show this film">{name}</button></th>'
     cells = ""
     for task in tasks:
         found = r["consensus"][task]

@@ -60,7 +60,8 @@ class Newest:
                 job = pool.submit(wanted)
                 job.add_done_callback(lambda _: steps.put(None))
                 while step := steps.get():
-                    yield told(*step)
+                    if self._wanted.get(session) is mine:  # or what is older would cover what is newer
+                        yield told(*step)
             return job.result()
         finally:
             if self._wanted.get(session) is mine:
