@@ -113,6 +113,21 @@ def test_the_papers_tables_are_drawn_from_the_results():
     assert tables.verdicts(results) == results["verdicts"]
 
 
+def between(figure: dict[str, float]) -> str:
+    return "{:.1f} to {:.1f}".format(*(100 * figure[end] for end in ("low", "high")))
+
+
+def test_what_is_said_of_agreement_is_in_the_evidence():
+    found = result("evidence")["agreement"]["manet"]["external"]
+    groups, wrong = found["groups"], found["claims"]["COVID-19"]
+    agreed = groups["unanimous"]["n"] / groups["all"]["n"]
+    right, divided = (groups[name]["accuracy"]["value"] for name in ("unanimous", "divided"))
+    said = f"agreed on {agreed:.0%} of the external X-rays, and were then right in {right:.0%}".replace("%", " %")
+    assert said in folded(CARD) and f"most of them were right in {divided:.0%}".replace("%", " %") in folded(CARD)
+    for text in (README, CARD):
+        assert f"{100 * wrong['wrongly']['value']:.1f} % ({between(wrong['wrongly'])})" in folded(text)
+
+
 def test_mask_attention_vanishes_in_small_pictures_as_the_readme_says():
     net = create_classifier("inception_v3_ma")
     kept = [last_map(net, size) for size in (299, 224, 80)]
@@ -123,7 +138,7 @@ def test_the_pages_figures_are_drawn_from_the_results():
     assert page_benchmark.table(result("page")) in README
 
 
-@pytest.mark.parametrize("name", ["", "paper-composition", "nih14"])
+@pytest.mark.parametrize("name", ["", "paper-composition", "nih14", "covid"])
 def test_manifest_holds_the_same_figures_and_hashes(weights, name):
     results, entries = result(f"{name}/evaluation".strip("/")), read_manifest(weights / f"{name or 'manifest'}.json")
     assert entries["resunet"]["figures"]["test"] == results["segmentation"]
@@ -191,7 +206,13 @@ def test_commands_and_files_exist(text, capsys, monkeypatch):
 def test_alexnets_tables_are_drawn_from_the_results():
     results = result("alexnet/results")
     assert (ROOT / "results" / "alexnet" / "tables.md").read_text(encoding="utf-8") == alexnet.markdown(results)
-    one, several = (results["compositions"][name]["alexnet_attn2"] for name in ("one", "several"))
-    assert f"reached {100 * one['one']['accuracy']['value']:.1f} % on one source a class" in folded(README)
-    found = sorted(100 * m["external"]["sensitivity"]["value"] for m in (one, several))
-    assert "found {:.0f} to {:.0f} % of the COVID-19".format(*found) in folded(README)
+    attended, pairs = results["compositions"]["one"]["alexnet_attn2"], results["pairs"]["one"]
+    one, several = (attended[place]["accuracy"] for place in ("one", "several"))
+    assert f"right on {100 * one['value']:.1f} % ({between(one)};" in folded(README)
+    assert f"are right on {100 * several['value']:.1f} %, and" in folded(README)
+    for text, said in ((README, "they find {:.1f} %"), (CARD, "it finds {:.0f} % of COVID-19")):
+        assert said.format(100 * attended["external"]["sensitivity"]["value"]) in folded(text)
+    better, worse = pairs["alexnet_attn2 - alexnet_attn1"], pairs["alexnet_attn3 - alexnet_attn2"]
+    assert f"(by {100 * better['value']:.1f} points, {between(better)})" in folded(README)
+    than_three = {end: -worse[other] for end, other in (("low", "high"), ("high", "low"))}
+    assert f"(by {-100 * worse['value']:.1f}, {between(than_three)})" in folded(README)

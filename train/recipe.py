@@ -130,7 +130,7 @@ PAPER = {
     ),
     "classify": Recipe(),
     "alexnet": Recipe(
-        task="covid", model="alexnet_attn2", size=299, epochs=20, optimizer="adam", lr=1e-4, schedule="constant",
+        task="covid", model="alexnet_attn2", size=299, epochs=60, optimizer="adam", lr=1e-4, schedule="constant",
         augment="flip", sees="whole",
     ),
     "guided": Recipe(
