@@ -93,6 +93,8 @@ def measure(study: Study, evidence: dict, section: str, keep: Callable[[], None]
         try:
             if whole:
                 evidence[section] = evidence.get(section, {}) | OF_ALL[section].measure(study)
+                of = {model: figures["sha256"] for model, figures in evidence["models"].items()}
+                evidence.setdefault("measured_of", {})[section] = of
             else:
                 evidence["models"][name] |= OF_EACH[section].measure(study, name)
             keep()
@@ -119,12 +121,22 @@ def markdown(evidence: dict) -> str:
         there = evidence.get(section) if section in OF_ALL else evidence["models"]
         text = module.lines(evidence) if there else []
         if any(line.startswith(("|", "*", "**")) for line in text):
-            out += [f"## {module.TITLE}", "", *text]
+            out += [f"## {module.TITLE}", "", *_outdated(evidence, section), *text]
         else:
             missing.append(module.TITLE)
     if missing:
         out += ["## Not measured", "", *(f"* {title}" for title in missing), ""]
     return "\n".join(out[:-1]) + "\n"
+
+
+def _outdated(evidence: dict, section: str) -> list[str]:
+    """A paragraph that says which networks have other weights since a section was measured."""
+    of = evidence.get("measured_of", {}).get(section, {})
+    models = evidence["models"]
+    changed = [f"`{name}`" for name, weights in of.items() if name in models and models[name]["sha256"] != weights]
+    if not changed:
+        return []
+    return [f"**Measured of earlier weights of {', '.join(changed)}**; `--only {section}` measures these.", ""]
 
 
 def headline(evidence: dict) -> str:
