@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from manet_core import list_models
+from ui.cases import CaseList, CasesError, asked_task, load_cases
+from ui.networks import Networks
 from ui.server import accounts, serve
 
 
@@ -12,6 +14,18 @@ def port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536):
         raise argparse.ArgumentTypeError("give a number from 1 to 65535")
     return int(text)
+
+
+def case_list(path: Path, weights: Path, models: list[str] | None) -> CaseList:
+    """A lecturer's case list, for the networks that will answer.
+
+    Raises:
+        SystemExit: it cannot be used; a sentence for each problem.
+    """
+    try:
+        return load_cases(path, asked_task(Networks(weights, models).tasks()))
+    except CasesError as error:
+        raise SystemExit(str(error)) from None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,10 +52,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--auth", type=Path, metavar="FILE", help="ask for a name and password, a line NAME:PASSWORD each"
     )
+    parser.add_argument(
+        "--cases",
+        type=Path,
+        metavar="DIR",
+        help="folder or zip archive with films and answers.csv, to be read first",
+    )
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints to language models, by MCP")
     args = parser.parse_args(argv)
     users = accounts(args.auth) if args.auth else None
-    serve(args.host, args.port, args.weights, args.models, users, args.mcp, tuple(args.name))
+    cases = case_list(args.cases, args.weights, args.models) if args.cases else None
+    serve(args.host, args.port, args.weights, args.models, users, args.mcp, tuple(args.name), cases)
 
 
 if __name__ == "__main__":

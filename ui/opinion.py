@@ -18,8 +18,10 @@ from manet_core.pose import FAULTS, mended
 from manet_core.report import save_report
 from manet_core.tasks import get_task
 
-from . import filing, render, viewer
-from .claims import Claims, summary
+from . import cases, filing, render, viewer
+from .case_panel import CasePanel
+from .cases import CaseList
+from .claims import Claims, claimed, summary
 from .networks import ANALYSES, EXPLANATIONS, Film, Networks, results_of
 from .newest import Newest, Superseded
 from .startup import gr
@@ -40,11 +42,13 @@ class Shelf:
         films: {key: film}, no more than the viewer has.
         unread: keys of those that a student has still to read.
         faulty: the newest film's key and the film itself, where it is presented wrongly; see `manet_core.pose`.
+        cases: {key: number of its case} of films of the lecturer's list.
     """
 
     films: OrderedDict[str, Film] = field(default_factory=OrderedDict)
     unread: set[str] = field(default_factory=set)
     faulty: tuple[str, XRay] | None = None
+    cases: dict[str, int] = field(default_factory=dict)
 
     def put(self, film: Film) -> None:
         """Add a film, or what is now known of it."""
@@ -66,14 +70,18 @@ class OpinionTab:
         newest: runs what a page asks for later, other heatmaps or further networks.
         found: the state that holds the `Film` that is shown.
         waiting: where films are put for the page to fetch.
+        cases: what a lecturer prepared for students to read; None: nothing.
 
     Attributes:
         status: the line that says what is being done, or what went wrong.
     """
 
-    def __init__(self, networks: Networks, uploads: Uploads, newest: Newest, found: gr.State, waiting: viewer.Waiting):
+    def __init__(
+        self, networks: Networks, uploads: Uploads, newest: Newest, found: gr.State, waiting: viewer.Waiting,
+        cases: CaseList | None = None,
+    ):  # fmt: skip
         self.networks, self.uploads, self.newest, self.found = networks, uploads, newest, found
-        self.waiting = waiting
+        self.waiting, self.cases = waiting, cases
         self._draw()
 
     def _draw(self) -> None:
@@ -88,6 +96,7 @@ class OpinionTab:
                 with gr.Row(equal_height=True):
                     self.phantoms = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
                 self.quiz = gr.Checkbox(label="Read first, then see the networks’ predictions", container=False)
+        self.case_panel = CasePanel(self.cases)
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=1, elem_id="film-side"):
                 self.viewer = _html(viewer.shell(), elem_id="viewer", js_on_load=viewer.SCRIPT)
@@ -137,7 +146,10 @@ class OpinionTab:
         """Let the tab answer; `others` are the page's other tabs, locked while a student reads first."""
         self._others = others
         gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
-            [self.drop.upload, self.mend.click, *(button.click for button in self.phantoms.values())],
+            [
+                self.drop.upload, self.mend.click, self.case_panel.show.click,
+                *(button.click for button in self.phantoms.values()),
+            ],
             None, None, self.status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
             trigger_mode="multiple", **_PRIVATE,
         )  # fmt: skip
@@ -154,10 +166,11 @@ class OpinionTab:
         for name, button in self.phantoms.items():
             button.click(self._answer_phantom(name), options, **event)
         self.mend.click(self._answer_mended, options, **event)
+        self.case_panel.show.click(self._answer_case, [self.case_panel.answers, *options], **event)
         self.viewer.submit(self._open, self.shelf, told, trigger_mode="always_last", **quick)
         self.guess.input(
-            self._reveal, [self.found, self.shelf, self.guess, self.score],
-            [self.quiz_panel, self.verdict, self.score, *revealed, *others], **quick,
+            self._reveal, [self.found, self.shelf, self.guess, self.score, self.case_panel.answers],
+            [self.quiz_panel, self.verdict, self.score, *revealed, *self.case_panel.answered, *others], **quick,
         )  # fmt: skip
         self.anyway.click(self._show_anyway, self.found, [self.anyway, self.claim, self.result, self.layers], **quick)
         gr.on(
@@ -213,11 +226,26 @@ class OpinionTab:
             lambda: mended(x, fault), film.name, film, shelf, quiz, families, explainer, request.session_hash
         )
 
+    def _answer_case(
+        self, answers: dict[int, str], film: Film | None, shelf: Shelf, quiz: bool, families: list[str],
+        explainer: str, request: gr.Request,
+    ) -> Iterator[dict]:  # fmt: skip
+        """The first film of the lecturer's list without an answer; its name may give it away and is not told."""
+        number = None if self.cases is None else self.cases.next_of(answers)
+        if number is None:
+            yield {self.status: render.alert("No further case", ["Every film of the case list has an answer."])}
+            return
+        read, name = self.cases.cases[number].read, f"Case {number + 1}"
+        yield from self._answer(read, name, film, shelf, True, families, explainer, request.session_hash, number)
+
     def _answer(
         self, read: Callable[[], XRay], name: str, before: Film | None, shelf: Shelf, quiz: bool, families: list[str],
-        explainer: str, session: str,
+        explainer: str, session: str, case: int | None = None,
     ) -> Iterator[dict]:  # fmt: skip
-        """What the page shows, stage by stage, of the X-ray that `read` returns; `before` it, another was shown."""
+        """What the page shows, stage by stage, of the X-ray that `read` returns.
+
+        `before` it, another was shown; it may be one of the lecturer's list, `case` its number.
+        """
         yield {self.status: render.stage("Reading the picture …")}
         x, sentence, key = None, _FAILED, uuid.uuid4().hex
         try:
@@ -256,7 +284,9 @@ class OpinionTab:
             yield self._failure(_FAILED)
         else:
             shelf.faulty = None if analysis.fault is None else (key, x)
-            if quiz and analysis.tasks:
+            if case is not None:
+                shelf.cases[key] = case
+            if case is not None or quiz and analysis.tasks:
                 shelf.unread.add(key)
             yield self._shown(film, shelf)
 
@@ -334,6 +364,7 @@ class OpinionTab:
         """What the networks say of a film."""
         shelf.put(film)
         analysis, task = film.analysis, render.reading_task(film.analysis)
+        task = self.cases.task if film.key in shelf.cases else task
         return {
             self.found: film,
             self.shelf: shelf,
@@ -389,18 +420,25 @@ class OpinionTab:
             self.explainer: film.analysis.explainer,
         }
 
-    def _reveal(self, film: Film | None, shelf: Shelf, guess: str, score: tuple[int, int]) -> dict:
+    def _reveal(
+        self, film: Film | None, shelf: Shelf, guess: str, score: tuple[int, int], answers: dict[int, str]
+    ) -> dict:
         if film is None:
             expired = render.alert("The result has expired", ["Drop the X-ray again."])
             return {self.quiz_panel: gr.update(visible=False), self.verdict: expired} | self._locked(False)
         analysis, verdict = film.analysis, ""
         shelf.unread.discard(film.key)
+        shown = {self.quiz_panel: gr.update(visible=False)} | self._locked(False) | self._revealed(film, shelf)
+        if film.key in shelf.cases:
+            number = shelf.cases[film.key]
+            answers.setdefault(number, guess)
+            shown[self.verdict] = cases.verdict(self.cases, number, answers[number], claimed(analysis))
+            return shown | self.case_panel.after(answers)
         task = render.reading_task(analysis)
         if task is not None and analysis.reliable:  # otherwise there is nothing to agree with
             score = (score[0] + (guess in analysis.leading_of(task.name)), score[1] + 1)
             verdict = render.verdict(guess, analysis.votes_of(task.name), score)
-        shown = {self.quiz_panel: gr.update(visible=False), self.verdict: verdict, self.score: score}
-        return shown | self._locked(False) | self._revealed(film, shelf)
+        return shown | {self.verdict: verdict, self.score: score}
 
     def _report(self, kind: str) -> Callable[[Film | None, str], str]:
         name, media = f"MANet.{kind}", {"pdf": "application/pdf", "png": "image/png"}[kind]

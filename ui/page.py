@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from . import batch, render
+from .cases import CaseList
 from .endpoints import add_endpoints
 from .models import models_page
 from .networks import Networks, results_of
@@ -15,7 +16,11 @@ from .viewer import Waiting
 
 
 def build(
-    weights: str | Path, upload_folder: str | Path, models: list[str] | None = None, waiting: Waiting | None = None
+    weights: str | Path,
+    upload_folder: str | Path,
+    models: list[str] | None = None,
+    waiting: Waiting | None = None,
+    cases: CaseList | None = None,
 ) -> gr.Blocks:
     """The page.
 
@@ -24,6 +29,7 @@ def build(
         upload_folder: where Gradio stores uploads.
         models: the classifiers to run; None: all that have weights.
         waiting: where films are put for the page to fetch at `viewer.FETCH`, by whoever serves that.
+        cases: films that a lecturer prepared for students to read; None: none.
     """
     networks, uploads = Networks(weights, models), Uploads(upload_folder)
     asked, compared = Newest(), Newest()  # on the first tab, and on the second
@@ -40,7 +46,7 @@ def build(
         found = gr.State(time_to_live=KEEP_S)  # the `Film` that the page shows
         with gr.Tabs():
             with gr.Tab("Second opinion"):
-                opinion = OpinionTab(networks, uploads, asked, found, waiting or Waiting())
+                opinion = OpinionTab(networks, uploads, asked, found, waiting or Waiting(), cases)
             with gr.Tab("Compare attention") as teach:
                 teach_tab(networks, compared, found, teach)
             with gr.Tab("Many X-rays") as many:

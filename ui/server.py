@@ -10,6 +10,7 @@ import safehttpx
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from .cases import CaseList
 from .gate import Gate, patient
 from .page import build
 from .render import STYLE
@@ -71,6 +72,7 @@ def serve(
     users: list[tuple[str, str]] | None = None,
     mcp: bool = False,
     names: tuple[str, ...] = (),
+    cases: CaseList | None = None,
 ) -> None:
     """Serve the page until interrupted, by Ctrl-C or SIGTERM.
 
@@ -82,6 +84,7 @@ def serve(
         users: (name, password) of whoever may use the page; None: everybody.
         mcp: serve the endpoints to language models, too; not together with `users`.
         names: by which browsers call this server, beside localhost, this machine's name, `host` and IP addresses.
+        cases: films that a lecturer prepared for students to read; None: none.
 
     Raises:
         SystemExit: the address is taken, or a folder or package is missing; the text says what to do.
@@ -99,7 +102,7 @@ def serve(
             os.environ["GRADIO_TEMP_DIR"] = folder
             gate, waiting = Middleware(Gate, folder=folder, host=host, names=names), Waiting()
             route = Route(FETCH, waiting.answer, methods=["POST"])
-            demo = build(weights, folder, models, waiting).queue(max_size=MOST_WAITING, api_open=False)
+            demo = build(weights, folder, models, waiting, cases).queue(max_size=MOST_WAITING, api_open=False)
             demo.launch(
                 server_name=host, server_port=port, share=False, quiet=True, run_history=False,
                 enable_monitoring=False, footer_links=[], max_file_size="200mb", ssr_mode=False,
