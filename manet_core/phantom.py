@@ -15,6 +15,13 @@ from skimage.transform import resize
 
 from .files.xray import XRay
 
+PLACES = {  # of a shadow, by the patient's sides: (x, y from the right diaphragm's dome, strength) of each spot
+    "lower right": [(-0.45, -0.20, 1.0)],
+    "upper left": [(0.43, -0.68, 1.8)],
+    "both sides": [(-0.45, -0.20, 1.0), (0.56, -0.42, 1.8)],
+    "behind the heart": [(0.17, -0.16, 0.3)],
+}
+
 
 @dataclass(frozen=True)
 class _Chest:
@@ -81,17 +88,26 @@ class _Chest:
         return 0.30 + 0.41 * self.width * reach ** (1 / 2.2)
 
 
-def phantom(size: int = 512, seed: int = 0, opacity: float = 0.0) -> XRay:
+def phantom(
+    size: int = 512, seed: int = 0, opacity: float = 0.0, place: str = "lower right", marker: bool = False
+) -> XRay:
     """A drawing of a frontal chest X-ray.
 
     Args:
         size: side of the square picture, in pixels.
         seed: varies proportions, vessels and noise.
-        opacity: 0 to 1, strength of a cloudy shadow in the lower lung on the picture's left.
+        opacity: 0 to 1, strength of a cloudy shadow.
+        place: where the shadow is, one of `PLACES`; the default is on the picture's left.
+        marker: draw the letter L, white, beside the patient's left shoulder.
 
     Returns:
         XRay with (size, size) pixels; call `phantom_mask` for its lungs.
+
+    Raises:
+        ValueError: there is no such place.
     """
+    if place not in PLACES:
+        raise ValueError(f"There is no place {place!r} for a shadow; choose one of: {', '.join(PLACES)}.")
     chest, rng = _Chest.draw(size, seed), np.random.default_rng([seed, 1])
     x, y = _grid(size)
     air = chest.air
@@ -107,8 +123,12 @@ def phantom(size: int = 512, seed: int = 0, opacity: float = 0.0) -> XRay:
     density = -np.log(0.94 * exposure + 0.06 * scatter) + 0.02 * gaussian_filter(rng.normal(0, 1, (size, size)), 0.6)
     healthy = _film(density)
     low, high = healthy.min(), healthy.max()  # the scale is the same for every opacity
-    film = _film(density + opacity * _shadow(chest, rng) * chest.lungs) if opacity else healthy
+    where = ~chest.lungs & (chest.cavity > 0) if place == "behind the heart" else chest.lungs
+    film = _film(density + opacity * _shadow(chest, rng, place) * where) if opacity else healthy
     picture = np.clip((film - low) / (high - low), 0, 1).astype(np.float32)
+    if marker:
+        stroke = (np.abs(x - 0.845) < 0.011) & (np.abs(y + 0.83) < 0.07)
+        picture[stroke | ((np.abs(x - 0.875) < 0.041) & (np.abs(y + 0.771) < 0.011))] = 1
     return XRay(picture, ("This is a synthetic drawing, not an X-ray of a person.",))
 
 
@@ -122,13 +142,17 @@ def _film(density: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp((1.15 - density) / 0.60))
 
 
-def _shadow(chest: _Chest, rng: np.random.Generator) -> np.ndarray:
-    """Cloudy density (size, size) that fills air in the lower lung on the picture's left."""
+def _shadow(chest: _Chest, rng: np.random.Generator, place: str) -> np.ndarray:
+    """Cloudy density (size, size) that fills air in a place of the lungs, or lies behind the heart."""
     shape = chest.torso.shape
     x, y = _grid(len(chest.torso))
     clouds = sum(resize(rng.normal(0, 4 / n, (n, n)), shape, order=3) for n in (8, 16, 32))
-    spot = np.exp(-(((x + 0.45) / 0.19) ** 2) - ((y - chest.dome + 0.20) / 0.19) ** 2)
-    return 1.5 * spot * np.clip(0.7 + 0.4 * clouds, 0, 1) * chest.air
+    spot = sum(
+        strength * np.exp(-(((x - across) / 0.19) ** 2) - ((y - chest.dome - down) / 0.19) ** 2)
+        for across, down, strength in PLACES[place]
+    )
+    filled = chest.cavity if place == "behind the heart" else chest.air
+    return 1.5 * spot * np.clip(0.7 + 0.4 * clouds, 0, 1) * filled
 
 
 def _bones(chest: _Chest) -> list:

@@ -47,7 +47,7 @@ def models_page(weights: str | Path, results: str | Path) -> str:
         entries = read_manifest(weights)
     except WeightsError as error:
         return f'<section class="models"><p>{escape(str(error))}</p></section>'
-    evidence = _evidence(Path(results) / "evidence.json")
+    evidence = recorded(Path(results) / "evidence.json")
     measured = {
         name: evidence["models"][name]
         for name, entry in entries.items()
@@ -70,7 +70,7 @@ def models_page(weights: str | Path, results: str | Path) -> str:
     return f'<section class="models">{html}</section>'
 
 
-def _evidence(path: Path) -> dict[str, dict]:
+def recorded(path: Path) -> dict[str, dict]:
     """{"models", "controls"}, {} each where nothing was measured or the file is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from . import cases, filing, render, viewer
 from .case_panel import CasePanel
 from .cases import CaseList
 from .claims import Claims, claimed, summary
+from .lessons import CHOOSE, LESSONS, gallery, lesson
 from .networks import ANALYSES, EXPLANATIONS, Film, Networks, results_of
 from .newest import Newest, Superseded
 from .startup import gr
@@ -118,6 +119,9 @@ class OpinionTab:
                     self.save = {kind: gr.Button(f"Save as {kind.upper()}", size="sm") for kind in ("pdf", "png")}
                     self.dicom = filing.dicom_button()
                 self.saved = _html(elem_id="saved")
+        with gr.Accordion("Phantoms for lessons: one chest, one thing changed", open=False, elem_id="lessons") as drawn:
+            self.lessons = _html(js_on_load=CHOOSE)
+        drawn.expand(gallery, None, self.lessons, queue=False, show_progress="hidden", **_PRIVATE)
 
     def _draw_reading(self, tasks: list[str]) -> None:
         """The column beside the film."""
@@ -147,7 +151,7 @@ class OpinionTab:
         self._others = others
         gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
             [
-                self.drop.upload, self.mend.click, self.case_panel.show.click,
+                self.drop.upload, self.mend.click, self.case_panel.show.click, self.lessons.submit,
                 *(button.click for button in self.phantoms.values()),
             ],
             None, None, self.status, js=f"() => {json.dumps(render.stage('Waiting for its turn …'))}",
@@ -165,6 +169,7 @@ class OpinionTab:
         self.drop.upload(self._answer_upload, [self.drop, *options], preprocess=False, trigger_mode="multiple", **event)
         for name, button in self.phantoms.items():
             button.click(self._answer_phantom(name), options, **event)
+        self.lessons.submit(self._answer_lesson, options, **event)
         self.mend.click(self._answer_mended, options, **event)
         self.case_panel.show.click(self._answer_case, [self.case_panel.answers, *options], **event)
         self.viewer.submit(self._open, self.shelf, told, trigger_mode="always_last", **quick)
@@ -213,6 +218,19 @@ class OpinionTab:
             )  # fmt: skip
 
         return answer
+
+    def _answer_lesson(
+        self, film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str, event: gr.EventData,
+        request: gr.Request,
+    ) -> Iterator[dict]:  # fmt: skip
+        name = str(event.lesson)
+        if name not in LESSONS:
+            yield {self.status: render.alert("Not analysed", ["There is no such phantom."])}
+            return
+        drawn = f"phantom, {name[0].lower()}{name[1:]}"
+        yield from self._answer(
+            lambda: lesson(name), drawn, film, shelf, quiz, families, explainer, request.session_hash
+        )
 
     def _answer_mended(
         self, film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str, request: gr.Request

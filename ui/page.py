@@ -5,6 +5,7 @@ from pathlib import Path
 from . import batch, render
 from .cases import CaseList
 from .endpoints import add_endpoints
+from .lecture import Lecture
 from .models import models_page
 from .networks import Networks, results_of
 from .newest import Newest
@@ -32,11 +33,11 @@ def build(
         cases: films that a lecturer prepared for students to read; None: none.
     """
     networks, uploads = Networks(weights, models), Uploads(upload_folder)
-    asked, compared = Newest(), Newest()  # on the first tab, and on the second
+    asked, compared, lectured = Newest(), Newest(), Newest()  # on the first tab, on the second, and by its projector
 
     def forget(request: gr.Request) -> None:
         """Drop what the server keeps of a page that was closed."""
-        for newest in (asked, compared):
+        for newest in (asked, compared, lectured):
             newest.forget(request.session_hash)
         demo.state_holder.delete_state(request.session_hash)
         demo.state_holder.session_data.pop(request.session_hash, None)
@@ -48,6 +49,7 @@ def build(
             with gr.Tab("Second opinion"):
                 opinion = OpinionTab(networks, uploads, asked, found, waiting or Waiting(), cases)
             with gr.Tab("Compare attention") as teach:
+                Lecture(networks, lectured, found)
                 teach_tab(networks, compared, found, teach)
             with gr.Tab("Many X-rays") as many:
                 batch.batch_tab(networks, uploads)

@@ -25,7 +25,7 @@ STYLE = Path(__file__).with_name("style.css")
 
 MASKED = ("ma", "nma")  # attentions that are the lung mask itself
 _BY_MASK = {"ma": "MA", "nma": "MA", "guided": "guidance by the mask", "e2e": "its own mask"}  # what dims the outside
-_SHORT = {"": "plain", "ma": "MA", "nma": "nMA", "cbam": "CBAM", "e2e": "end to end"}  # for the head of a narrow column
+SHORT = {"": "plain", "ma": "MA", "nma": "nMA", "cbam": "CBAM", "e2e": "end to end"}  # for the head of a narrow column
 _COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256)) * 255).round().astype(np.uint8)  # (256, 4)
 _ALPHA = bytes(np.minimum(255, np.arange(256) * 2).astype(np.uint8))  # the cold half fades, so that the X-ray shows
 
@@ -193,7 +193,7 @@ def _readings(task: Task, readings: dict[str, Reading], titled: bool) -> str:
     head, body = "", ""
     for model in readings:
         backbone, attention, key = titles(model)
-        short = escape(_SHORT.get(key, attention))
+        short = escape(SHORT.get(key, attention))
         short = short if len(backbones) == 1 else f"{escape(backbone)}<br>{short}"
         says = f"{escape(backbone)}, {escape(attention)}: heatmap of what it predicts"
         head += (
