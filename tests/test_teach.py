@@ -2,20 +2,29 @@
 
 import csv
 import io
+import json
 import re
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import behind_shipped_segmenter, expect, served
+import torch
+from conftest import ROOT, WAIT_S, behind_shipped_segmenter, expect, make_weights, served
 from PIL import Image
 
 import app
-from manet_core.phantom import phantom
+from manet_core import Analysis, create_classifier
+from manet_core.lungs import Lungs
+from manet_core.phantom import PLACES, phantom, phantom_mask
 from manet_core.tasks import get_task
-from ui import cases
+from ui import cases, lecture
 from ui.cases import CasesError, asked_task, load_cases
+from ui.lecture import SCREENS, Show, alike, compared_networks, watched, without_lungs
+from ui.lessons import LESSONS, lesson
+from ui.networks import Networks
+from ui.teach import AS_MADE, shown_input
 
 TASK = get_task("manet")
 FORMULA = "=1+1"
@@ -137,18 +146,44 @@ def test_a_score_is_against_the_lecturer_and_the_file_holds_no_formula():
 
 
 @pytest.fixture(scope="module")
-def lecture(random_weights, weights, films, tmp_path_factory):
+def four(weights, tmp_path_factory) -> Path:
+    """Random networks of one backbone by each attention, behind the shipped segmenter."""
+    names = [f"efficientnet_lite0{attention}" for attention in ("", "_ma", "_nma", "_cbam")]
+    random = make_weights(tmp_path_factory.mktemp("four"), dict.fromkeys(names, "manet"))
+    return behind_shipped_segmenter(random, weights, tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def server(four, films, tmp_path_factory):
     """The page with a case list."""
     _list(films, f"file,answer,note\nviral.png,Viral pneumonia,<b>From</b> day 3\nmore/tb.png,Tuberculosis,{FORMULA}")
-    folder = behind_shipped_segmenter(random_weights, weights, tmp_path_factory.mktemp("weights"))
-    with served(folder, tmp_path_factory.mktemp("server"), "--cases", str(films)) as url_and_uploads:
+    with served(four, tmp_path_factory.mktemp("server"), "--cases", str(films)) as url_and_uploads:
         yield url_and_uploads
 
 
-def test_a_student_reads_the_list_film_by_film(lecture, films, page):
-    url, uploads = lecture
+@pytest.fixture(scope="module")
+def desk(server, chromium):
+    """One page for all tests: first the list is read, then the projector is started."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 720})
+    page = context.new_page()
+    page.set_default_timeout(1000 * WAIT_S)
+    page.faults = []
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.goto(server[0])
+    yield page
+    assert page.faults == []
+    context.close()
+
+
+def _faults(page) -> list[str]:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+
+
+def test_a_student_reads_the_list_film_by_film(server, films, desk):
+    page, (_, uploads) = desk, server
     before = {path: path.stat().st_mtime for path in films.rglob("*")}
-    page.goto(url)
     for number, (answer, right, note) in enumerate(
         [("Viral pneumonia", "right", "<b>From</b> day 3"), ("Normal", "not right", FORMULA)], 1
     ):
@@ -164,6 +199,7 @@ def test_a_student_reads_the_list_film_by_film(lecture, films, page):
         expect(page.locator("button[role=tab]:has-text('Compare attention')")).to_be_enabled()
     page.wait_for_selector("#score >> text=1 of 2 right: 50%")
     assert not page.is_visible("button:has-text('Show case')")
+    assert _faults(page) == []
     page.fill("#student input, #student textarea", "=Erika")
     with page.expect_download() as download:
         page.click("button:has-text('Save my answers as CSV')")
@@ -172,6 +208,152 @@ def test_a_student_reads_the_list_film_by_film(lecture, films, page):
     assert {row["student"] for row in rows} == {"'=Erika"}
     assert {path: path.stat().st_mtime for path in films.rglob("*")} == before
     assert not [path for path in uploads.rglob("*") if path.is_file()]
-    page.reload()  # the answers were the session's
-    page.wait_for_selector("button:has-text('Show case 1')")
-    assert not page.is_visible("#score table")
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite0_nma", "inception_v3_ma"])
+def test_watching_a_network_changes_nothing(name, rng):
+    torch.manual_seed(0)
+    net = create_classifier(name).eval()
+    image, mask = rng.uniform(-1, 1, (96, 96)).astype(np.float32), phantom_mask(96)
+    given = [torch.from_numpy(x.astype(np.float32))[None, None] for x in (image, mask)]
+    seen = watched(net, net.attention, image, mask)
+    with torch.inference_mode():
+        watcher = lecture.Watched(given[1], net.attention)
+        assert torch.equal(net.walk(given[0], watcher)[0], net.forward_features(*given))
+        maps = {m.shape[-1]: m[0, 0].numpy() for m in net.attention_maps(given[1])}
+    assert len(seen) >= 3 and min(seen) <= 6
+    for side, (values, activation) in seen.items():
+        assert activation.shape == (side, side) and (activation >= 0).all()
+        if maps:
+            assert (activation[values == 0] == 0).all()
+    if maps:
+        assert np.array_equal(seen[min(seen)][0], maps[min(maps)])
+
+
+def test_heatmaps_are_alike_as_their_correlation_says(rng):
+    a = rng.random((8, 8))
+    assert alike(a, 0.3 * a + 0.1) == pytest.approx(1) and alike(a, 1 - a) == pytest.approx(-1)
+    assert alike(a, np.zeros((8, 8))) is None
+    assert "without the shadow" in lecture.what_cam_says([[], ["ma"]], 4)
+    assert "stays where it was" in lecture.what_cam_says([[""], []], 4)
+    assert "All 4 heatmaps changed" in lecture.what_cam_says([[], []], 4)
+
+
+def test_accuracy_without_lungs_is_told_from_the_evidence(tmp_path):
+    controls = json.loads((ROOT / "results" / "evidence.json").read_text(encoding="utf-8"))["controls"]
+    told = " ".join(without_lungs(ROOT / "results"))
+    gain, elsewhere = (controls["outside"]["minus_lungs"][name] for name in ("accuracy", "external_groups"))
+    for figure in (controls["outside"]["accuracy"], controls["lungs"]["accuracy"]):
+        assert f"{100 * figure['value']:.1f}% ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})" in told
+    assert f"{abs(100 * gain['value']):.1f} points" in told and f"{abs(100 * elsewhere['value']):.1f} points" in told
+    assert f"on {controls['outside']['n']} test films" in told
+
+    def said(value: float, low: float, high: float) -> str:
+        controls["outside"]["minus_lungs"]["accuracy"] = {"value": value, "low": low, "high": high}
+        (tmp_path / "evidence.json").write_text(json.dumps({"controls": controls}))
+        return without_lungs(tmp_path)[1]
+
+    assert "20.0 points <b>worse</b> (95% interval 10.0–30.0). So some of the accuracy needs" in said(-0.2, -0.3, -0.1)
+    assert "<b>better</b>" in said(0.2, 0.1, 0.3) and "which may be chance. So such" in said(0.01, -0.02, 0.04)
+    assert without_lungs(tmp_path / "none") == [
+        "For these weights, nothing was recorded of networks that are shown no lungs."
+    ]
+
+
+@pytest.fixture(scope="module")
+def show(four) -> Show:
+    """Of small phantoms."""
+    networks, made = Networks(four), {}
+
+    def film(name: str):
+        if name not in made:
+            x, lungs = lesson(name, 128), Lungs.from_probability(phantom_mask(128, 4).astype(np.float32))
+            made[name] = networks.keep(x, Analysis(x.pixels, lungs, {}, []))
+        return made[name]
+
+    return Show(networks, compared_networks(networks), film("One shadow"), film, lambda done, count: told.append(done))
+
+
+told = []
+
+
+def test_networks_of_one_backbone_are_compared_if_one_is_plain_and_one_has_ma():
+    def compared(**tasks: str) -> dict:
+        pipeline = SimpleNamespace(models=list(tasks), entries={name: {"task": task} for name, task in tasks.items()})
+        return compared_networks(SimpleNamespace(get=lambda: pipeline))
+
+    lite = dict.fromkeys(["efficientnet_lite0_cbam", "efficientnet_lite0", "efficientnet_lite0_ma"], "manet")
+    found = {"": "efficientnet_lite0", "ma": "efficientnet_lite0_ma", "cbam": "efficientnet_lite0_cbam"}
+    assert compared(resnet34="manet", resnet34_ma="manet", **lite) == found and list(found) == list(compared(**lite))
+    assert compared(resnet34="manet", resnet34_ma="guided", vgg16="nih14", vgg16_ma="nih14") == {}
+
+
+def test_screens_say_what_was_computed(show):
+    texts = {title: re.sub(r"\s+", " ", re.sub("<[^>]+>", "", draw(show))) for title, draw in SCREENS.items()}
+    mask, cam, accuracy, attention = texts.values()
+    (found,) = show.readings([show.film])
+    (blind,) = show.readings([show.film], sees="outside")
+    (clear,) = show.readings([show.phantoms("Nothing to find")])
+    reading = found.readings["efficientnet_lite0_ma"]
+    class_ = found.leading_of("manet")[0]
+    assert f"MA {reading.in_lung[class_]:.0%}" in attention and "They agree: Viral pneumonia by 4" in attention
+    same = sum(r.predicted == blind.readings[name].predicted for name, r in found.readings.items())
+    assert f"Without the lungs, {same} of 4 networks name the same class" in accuracy
+    assert "nothing was recorded" in accuracy  # of random networks
+    r = alike(*(x.heatmap("efficientnet_lite0", class_, (64, 64)) for x in (found, clear)))
+    stated = re.search(r"taken away: in (\d) of 4 networks .*? \(plain (empty|[−.\d]+)", cam)
+    assert stated[2] == ("empty" if r is None else f"{r:.2f}".replace("-", "−"))
+    networks, name = show.networks, show.models["ma"]
+    picture, view = networks.input_of(show.film, name), networks.view(name)
+    _, lungs = shown_input(picture, show.film.analysis.segmentation, view, AS_MADE)
+    *_, last = networks.get().classifiers[name].attention_maps(torch.from_numpy(lungs.astype(np.float32))[None, None])
+    assert f", and {last.min():.0%} to {last.max():.0%} at 2×2." in mask
+    assert told and max(told) == 12  # three phantoms, four networks
+
+
+def test_a_shadow_is_where_the_lesson_says():
+    plain, mask = lesson("Nothing to find", 128).pixels, phantom_mask(128, 4)
+    for name, (drawn, _) in LESSONS.items():
+        change = lesson(name, 128).pixels - plain
+        assert (change >= 0).all() and (change.max() > 0.05) == bool(drawn)
+        inside, left = change[mask].sum(), change[:, :64].sum()  # the patient's right is on the picture's left
+        share = {"lower right": 1, "upper left": 0, "both sides": 0.5, "behind the heart": 0.1}
+        if "opacity" in drawn:
+            place = drawn.get("place", "lower right")
+            assert left / change.sum() == pytest.approx(share[place], abs=0.15)
+            assert inside == (0 if place == "behind the heart" else pytest.approx(change.sum()))
+        elif drawn:
+            assert inside == 0 and lesson(name, 128).pixels.max() == 1
+    with pytest.raises(ValueError, match="no place 'left'.*behind the heart"):
+        phantom(64, place="left")
+    assert {drawn["place"] for drawn, _ in LESSONS.values() if "place" in drawn} == set(PLACES) - {"lower right"}
+
+
+def test_the_projector_goes_by_keys_and_buttons(desk):
+    page = desk
+    page.click("button:has-text('Phantoms for lessons')")
+    page.click(".gallery button:has-text('The shadow elsewhere')")
+    page.wait_for_selector("#read >> text=phantom, the shadow elsewhere")
+    page.wait_for_selector(".readings")
+    page.click("button[role=tab]:has-text('Compare attention')")
+    page.focus("button:has-text('Start projector mode')")
+    page.keyboard.press("Enter")
+    for number, title in enumerate(SCREENS, 1):
+        page.wait_for_selector(f".lecture h2:text-is('{title}')")
+        page.wait_for_selector(".lecture .about")
+        assert page.is_visible(f".lecture >> text={number} of 4")
+        assert page.is_visible(".about >> text=synthetic phantoms, no person") == ("Grad-CAM" in title)
+        screen = page.evaluate("(s => [s.scrollHeight <= s.clientHeight, s.scrollWidth <= s.clientWidth])"
+                               "(document.querySelector('.lecture .screen'))")  # fmt: skip
+        assert screen == [True, True], "it does not fit"
+        if number == 2:
+            assert _faults(page) == []
+        page.keyboard.press("ArrowRight")
+    page.click(".lecture >> text=Back")
+    page.wait_for_selector(".lecture h2:text-is('Why accuracy lies')")
+    page.select_option(".lecture select", "A letter beside the shoulder")
+    page.wait_for_selector(".about >> text=the synthetic phantom “A letter beside the shoulder”")
+    page.focus(".lecture .leave")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog.lecture", state="hidden")
+    assert page.evaluate("document.activeElement.className") == "start"

@@ -183,12 +183,12 @@ def cam_screen(show: Show) -> str:
         for key, name in show.models.items()
     )
     said.append(f"Heat in the shadow’s place, {place.mean():.0%} of the film, with the shadow and without: {shares}.")
-    said.append(_what_cam_says(stayed, len(show.models)))
+    said.append(what_cam_says(stayed, len(show.models)))
     caption = "Heatmaps are of the class that each network names on the first phantom; below is its probability."
     return _screen(_table(head, rows, caption), said)
 
 
-def _what_cam_says(stayed: list[list[str]], count: int) -> str:
+def what_cam_says(stayed: list[list[str]], count: int) -> str:
     """A sentence of which heatmaps stayed the same, when the shadow was moved and when it was taken away."""
     moved, removed = map(len, stayed)
     if removed:
@@ -291,7 +291,7 @@ def attention_screen(show: Show) -> str:
     plain = found.readings[show.models[""]].in_lung[class_]
     masked = found.readings[show.models["ma"]].in_lung[class_]
     if masked > plain:
-        said.append("That of MA is the higher one of plain and MA, and partly so by construction.")
+        said.append("That of MA is higher than that of plain, partly by construction: it dims what lies outside.")
     else:
         said.append("MA dims what lies outside the lungs, and yet its share is not higher than that of plain.")
     pairs = {pair: alike(maps[pair[0]], maps[pair[1]]) for pair in combinations(maps, 2)}
@@ -300,7 +300,8 @@ def attention_screen(show: Show) -> str:
         (most, least) = (choose(pairs, key=pairs.get) for choose in (max, min))
         said.append(
             f"Most alike are the heatmaps of {SHORT[most[0]]} and {SHORT[most[1]]} (correlation "
-            f"{_signed(pairs[most])}), least those of {SHORT[least[0]]} and {SHORT[least[1]]} ({_signed(pairs[least])})."
+            f"{_signed(pairs[most])}), least alike those of {SHORT[least[0]]} and {SHORT[least[1]]} "
+            f"({_signed(pairs[least])})."
         )
     caption = f"Heatmaps (Grad-CAM) of {escape(shown_name(class_))}, each on its own scale."
     return _screen(_table(heads, [("", cells)], caption), said, "wide")
