@@ -175,7 +175,8 @@ class OpinionTab:
         self.viewer.submit(self._open, self.shelf, told, trigger_mode="always_last", **quick)
         self.guess.input(
             self._reveal, [self.found, self.shelf, self.guess, self.score, self.case_panel.answers],
-            [self.quiz_panel, self.verdict, self.score, *revealed, *self.case_panel.answered, *others], **quick,
+            [self.quiz_panel, self.verdict, self.score, *answers, *revealed, *self.case_panel.answered, *others],
+            **quick,
         )  # fmt: skip
         self.anyway.click(self._show_anyway, self.found, [self.anyway, self.claim, self.result, self.layers], **quick)
         gr.on(
@@ -379,20 +380,24 @@ class OpinionTab:
         return {tab: gr.update(interactive=not locked) for tab in self._others}
 
     def _answers(self, film: Film, shelf: Shelf) -> dict:
-        """What the networks say of a film."""
+        """What the networks say of a film; nothing of it while a student has still to read it."""
         shelf.put(film)
         analysis, task = film.analysis, render.reading_task(film.analysis)
         task = self.cases.task if film.key in shelf.cases else task
-        return {
+        shown = {
             self.found: film,
             self.shelf: shelf,
+            self.explainer: analysis.explainer,
+            self.progress: "",
+            self.guess: gr.update(choices=render.choices(task) if task else [], value=None),
+        }
+        if film.key in shelf.unread:
+            return shown
+        return shown | {
             self.summary: summary(analysis, self.claims),
             self.readings: render.readings(analysis),
             self.limits: render.limits(analysis),
-            self.explainer: analysis.explainer,
-            self.progress: "",
             self.notes: render.notes(analysis),
-            self.guess: gr.update(choices=render.choices(task) if task else [], value=None),
         }
 
     def _ask(
@@ -446,7 +451,8 @@ class OpinionTab:
             return {self.quiz_panel: gr.update(visible=False), self.verdict: expired} | self._locked(False)
         analysis, verdict = film.analysis, ""
         shelf.unread.discard(film.key)
-        shown = {self.quiz_panel: gr.update(visible=False)} | self._locked(False) | self._revealed(film, shelf)
+        shown = {self.quiz_panel: gr.update(visible=False)} | self._locked(False)
+        shown |= self._answers(film, shelf) | self._revealed(film, shelf)
         if film.key in shelf.cases:
             number = shelf.cases[film.key]
             answers.setdefault(number, guess)
