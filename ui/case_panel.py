@@ -31,7 +31,7 @@ class CasePanel:
                 self.show = gr.Button("Show case 1", size="sm", variant="primary", min_width=150, scale=0)
                 so_far = gr.Button("My score so far", size="sm", visible=False, min_width=150, scale=0)
             self._score = _html(elem_id="score", elem_classes="told")
-            with gr.Row(visible=False, equal_height=True) as self._keep:
+            with gr.Row(visible=False) as self._keep:
                 name = gr.Textbox(
                     label="Name to put on my answers", max_length=LONGEST_NAME, max_lines=1, elem_id="student"
                 )

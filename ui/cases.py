@@ -251,7 +251,7 @@ def score(cases: CaseList, answers: dict[int, str]) -> str:
 <small>95% interval {100 * interval.low:.0f}–{100 * interval.high:.0f}</small></h2>
 <p>Scored against the lecturer’s answers.{rest} The interval (Wilson) is for a long list of films like these, of which
 you read {n}.</p>
-<div class="scroll"><table><caption>The lecturer’s answers in rows, yours in columns.</caption>
+<div class="scroll" tabindex="0" role="region" aria-label="Your answers"><table><caption>The lecturer’s answers in rows, yours in columns.</caption>
 <thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"""
 
 
