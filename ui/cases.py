@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path, PureWindowsPath
 
-from scipy.stats import binomtest
-
 from manet_core import XRay, XRayError
 from manet_core.sources import read_film
 from manet_core.table import no_formula
@@ -231,6 +229,8 @@ your score does not depend on them.</p></section>"""
 
 def score(cases: CaseList, answers: dict[int, str]) -> str:
     """HTML: right of n against the lecturer's answers, with a 95 % interval; and which classes were confused."""
+    from scipy.stats import binomtest  # takes nearly a second, which the start of the page need not wait for
+
     pairs = [(cases.cases[i].answer, answer) for i, answer in answers.items()]
     n, right = len(pairs), sum(truth == answer for truth, answer in pairs)
     if not n:
@@ -251,7 +251,8 @@ def score(cases: CaseList, answers: dict[int, str]) -> str:
 <small>95% interval {100 * interval.low:.0f}–{100 * interval.high:.0f}</small></h2>
 <p>Scored against the lecturer’s answers.{rest} The interval (Wilson) is for a long list of films like these, of which
 you read {n}.</p>
-<div class="scroll" tabindex="0" role="region" aria-label="Your answers"><table><caption>The lecturer’s answers in rows, yours in columns.</caption>
+<div class="scroll" tabindex="0" role="region" aria-label="Your answers"><table>
+<caption>The lecturer’s answers in rows, yours in columns.</caption>
 <thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"""
 
 
