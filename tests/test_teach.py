@@ -157,7 +157,8 @@ def four(weights, tmp_path_factory) -> Path:
 def server(four, films, tmp_path_factory):
     """The page with a case list."""
     _list(films, f"file,answer,note\nviral.png,Viral pneumonia,<b>From</b> day 3\nmore/tb.png,Tuberculosis,{FORMULA}")
-    with served(four, tmp_path_factory.mktemp("server"), "--cases", str(films)) as url_and_uploads:
+    options = ["--cases", str(films), "--models", "efficientnet_lite0", "efficientnet_lite0_ma"]
+    with served(four, tmp_path_factory.mktemp("server"), *options) as url_and_uploads:
         yield url_and_uploads
 
 
