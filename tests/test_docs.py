@@ -117,6 +117,17 @@ def between(figure: dict[str, float]) -> str:
     return "{:.1f} to {:.1f}".format(*(100 * figure[end] for end in ("low", "high")))
 
 
+def test_what_is_said_of_guided_attention_is_in_its_results():
+    rows = {(row["backbone"], row["stage"]): row for row in result("guided/results")}
+    first, third = (rows["efficientnet_lite0", stage] for stage in ("I", "III"))
+    said = f"right on {100 * first['test']['accuracy']['value']:.1f} % of {first['test']['n']} test X-rays"
+    assert said in folded(README) and f"all {first['films']:,} training X-rays" in folded(README)
+    moved = third["attention"]["minus_stage_before"]
+    assert f"{100 * moved['in_lung']['value']:.0f} points more of the heatmap lie in the lungs" in folded(README)
+    less = {end: -moved["after"][other] for end, other in (("low", "high"), ("high", "low"))}
+    assert f"falls by {-100 * moved['after']['value']:.1f} points ({between(less)})" in folded(README)
+
+
 def test_what_is_said_of_agreement_is_in_the_evidence():
     found = result("evidence")["agreement"]["manet"]["external"]
     groups, wrong = found["groups"], found["claims"]["COVID-19"]
