@@ -143,6 +143,10 @@ def start(browser: Browser, weights: Path, models: Sequence[str]) -> float:
 def one_reader(page: Page, folder: Path, films: list[bytes]) -> dict[str, float]:
     """Seconds from dropping a file to its last heatmap, and from another class to other heatmaps."""
     drop = [dropped(page, folder, film)[1] for film in tqdm(films, "dropping", leave=False)]
+    page.locator("#anyway, .readings").locator("visible=true").first.wait_for()
+    if page.is_visible("#anyway"):  # networks may disagree about a drawing, and then their answers are asked for
+        page.click("#anyway")
+    page.wait_for_selector(".readings")
     _, *redraw = [page.evaluate(ANOTHER_CLASS, label) / 1000 for label in CLASSES * 4]  # the first may be shown already
     page.close()
     first, *later = drop  # the networks wake with the first
