@@ -234,12 +234,16 @@ def _bytes(made: Dataset, source: Dataset | None) -> bytes:
     if source is None:
         made.PatientName, made.PatientID = "Anonymous", f"{NAME}-anonymous"
     file = io.BytesIO()
-    try:
-        with quiet():
-            for name in _IDENTITY if source is not None else ():
+    with quiet():
+        made.save_as(file, enforce_file_format=True)  # a fault of the object itself is no fault of the film
+        if source is None:
+            return file.getvalue()
+        file = io.BytesIO()
+        try:
+            for name in _IDENTITY:
                 if name in source:
                     made[name] = source[name]
             made.save_as(file, enforce_file_format=True)
-    except Exception:
-        raise XRayError("The DICOM file's patient or study is damaged; nothing can be filed there.") from None
+        except Exception:  # whatever pydicom raises of a damaged element; the text might hold the patient's name
+            raise XRayError("The DICOM file's patient or study is damaged; nothing can be filed there.") from None
     return file.getvalue()

@@ -92,6 +92,11 @@ def _cell(cell):
     return no_formula(cell) if isinstance(cell, str) else cell
 
 
+def plain(text: str) -> str:
+    """A text on one line that a spreadsheet does not take for a formula."""
+    return no_formula("".join(character if character.isprintable() else " " for character in text))
+
+
 def no_formula(text: str) -> str:
     """A text that a spreadsheet does not take for a formula, whatever it begins with, blanks and wide signs too."""
     start = "".join(character for character in text if character.isprintable()).lstrip()[:1]

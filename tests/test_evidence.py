@@ -606,17 +606,11 @@ def test_figures_of_other_weights_do_not_stay(hospitals, random_weights, tmp_pat
     begun = evidence.begin(path, study)
     assert begun["splits"] == {"pictures": 1} and "gone" not in begun["models"]
     assert begun["models"]["efficientnet_lite0"].keys() == {"sha256", "task"}
-    kept = evidence.markdown(result_of(begun, "splits", "another"))
-    assert "**Measured of earlier weights of `efficientnet_lite0`**; `--only splits`" in kept
-    assert "earlier weights" not in evidence.markdown(
-        result_of(begun, "splits", begun["models"]["efficientnet_lite0"]["sha256"])
-    )
-
-
-def result_of(begun: dict, section: str, sha256: str) -> dict:
-    """The evidence where a section was measured of a network with these weights."""
-    figures = {"patients_crossing": 0, "near_duplicates": {}, "of_another_label": 0, "pictures": 1}
-    return begun | {section: figures, "measured_of": {section: {"efficientnet_lite0": sha256}}}
+    robust = {"n": 1, "pixels": 64, "changes": {"none": {"efficientnet_lite0": {"value": 1, "low": 1, "high": 1}}}}
+    for weights, old in (("another", True), (begun["models"]["efficientnet_lite0"]["sha256"], False)):
+        of = {"measured_of": {"robustness": {"efficientnet_lite0": weights}}, "robustness": robust}
+        told = "**Measured of earlier weights of `efficientnet_lite0`**; `--only robustness`"
+        assert (told in evidence.markdown(begun | of)) == old
 
 
 def test_a_network_is_measured_as_the_pipeline_reads_it(hospitals, many_tasks, tmp_path):

@@ -119,7 +119,7 @@ def test_each_network_answers_its_own_task_and_votes_are_within_one(task_pipe):
     assert {m: r["task"] for m, r in result["readings"].items()} == {m: r.task for m, r in analysis.readings.items()}
 
 
-def test_all_networks_claim_what_they_agree_on(task_pipe, monkeypatch):
+def test_all_networks_claim_what_they_agree_on(task_pipe):
     analysis = task_pipe.analyze(phantom(128), lungs=Lungs(phantom_mask(64).astype(np.float32), phantom_mask(64)))
     (first, second), (alone,) = (list(analysis.readings_of(task)) for task in ("manet", "guided"))
     findings = analysis.readings["efficientnet_lite0_cbam"].present

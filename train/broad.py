@@ -112,7 +112,7 @@ def _other_tone(draw: _Draw, image: Tensor) -> Tensor:
 
 
 def _other_resolution(draw: _Draw, image: Tensor) -> Tensor:
-    """A quarter of the pictures through 64, a quarter through 96, a quarter through 144 pixels and back."""
+    """A fifth of the pictures each through 64, 96 and 144 pixels and back."""
     size = image.shape[-1]
     choice = draw().flatten()
     for step, low in enumerate((64, 96, 144)):

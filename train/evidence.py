@@ -80,6 +80,8 @@ OF_ALL: dict[str, ModuleType] = {
     "splits": duplicates,
 }
 SECTIONS = OF_EACH | OF_ALL
+# of OF_ALL, what is said of the shipped networks: it grows old with their weights
+OF_NETWORKS = ("localisation", "explainers", "other_findings", "agreement", "heatmaps", "robustness")
 
 INTRODUCTION = """\
 Written by `python -m train.evidence`. Intervals are 95 % bootstrap over patients; where all or none are right, which
@@ -93,8 +95,9 @@ def measure(study: Study, evidence: dict, section: str, keep: Callable[[], None]
         try:
             if whole:
                 evidence[section] = evidence.get(section, {}) | OF_ALL[section].measure(study)
-                of = {model: figures["sha256"] for model, figures in evidence["models"].items()}
-                evidence.setdefault("measured_of", {})[section] = of
+                if section in OF_NETWORKS:
+                    of = {model: figures["sha256"] for model, figures in evidence["models"].items()}
+                    evidence.setdefault("measured_of", {})[section] = of
             else:
                 evidence["models"][name] |= OF_EACH[section].measure(study, name)
             keep()

@@ -8,6 +8,7 @@ import logging
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -20,7 +21,7 @@ from manet_core import Analysis, WeightsError, XRay, XRayError, load_xray
 from manet_core.pipeline import DISCLAIMER, NO_READING
 from manet_core.preprocess import resize
 from manet_core.report import limits as report_limits
-from manet_core.table import no_formula
+from manet_core.table import plain
 from manet_core.tasks import get_task, list_tasks
 
 from .networks import BATCHES, Networks
@@ -35,28 +36,20 @@ MOST_LISTED = 4 << 20  # bytes of an archive's table of contents; a file takes a
 REDRAW_S = 1.5  # seconds between two looks at a growing table
 _THUMBNAIL = 72
 _TABLE = """
-const files = new Map();  // the browser's own, which the server has not kept; null where several have one name
+const files = new Map();  // the browser's own, by name: the server has kept none
 for (const name of ['change', 'drop']) {
   document.addEventListener(name, event => {
     if (!event.target.closest('#batch-drop')) return;
     const chosen = [...(event.target.files ?? event.dataTransfer?.files ?? [])];
     if (chosen.length) files.clear();
-    for (const file of chosen) files.set(file.name, files.has(file.name) ? null : file);
+    for (const file of chosen) files.set(file.name, file);
   }, true);
 }
 element.addEventListener('click', event => {
   const open = event.target.closest('button.open');
   if (!open) return;
-  const alike = [...element.querySelectorAll('button.open')].filter(other => other.dataset.file === open.dataset.file);
-  const file = alike.length === 1 && files.get(open.dataset.file);
-  const input = document.querySelector('#drop input[type=file]');
-  if (!file || !input) {
-    open.closest('tr').lastElementChild.textContent =
-      'A film opens from here if it was dropped by itself: not one in an archive, nor one of several of one name.';
-    return;
-  }
-  const given = new DataTransfer();
-  given.items.add(file);
+  const given = new DataTransfer(), input = document.querySelector('#drop input[type=file]');
+  given.items.add(files.get(open.dataset.file));
   document.querySelector('button[role=tab]').click();
   input.files = given.files;
   input.dispatchEvent(new Event('change', {bubbles: true}));
@@ -75,7 +68,8 @@ element.addEventListener('click', event => {
 """
 _HELP = f"""
 <p class="help">Drop many X-rays, or zip archives of them: up to {MOST_FILES} pictures, up to 200 MB a file. Each is
-deleted as soon as it is read; the table is kept in this page alone, until it is closed. A film’s name opens it.</p>
+deleted as soon as it is read; the table is kept in this page alone, until it is closed. The name of a film that
+is in no archive opens it.</p>
 """
 
 
@@ -87,7 +81,7 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
         WeightsError: weights are missing or damaged.
     """
     with pictures(uploads, files) as found:
-        pipeline, rows = networks.get(), []
+        pipeline, rows, opening = networks.get(), [], _opening(files, [name for name, _ in found])
         yield rows, len(found)
         waiting = [networks.patiently(read) for _, read in found]
         with closing(pipeline.analyze_many(waiting, return_exceptions=True)) as analyses:
@@ -97,7 +91,7 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
                 elif isinstance(one, Exception):  # the others are not to suffer for one
                     logging.error("The analysis of one file failed.", exc_info=one)
                     one = "The analysis failed, and the server’s log says why."
-                rows.append(row(name, one))
+                rows.append(row(name, one, name in opening))
                 yield rows, len(found)
 
 
@@ -153,7 +147,7 @@ def pictures(uploads: Uploads, files: list[dict]) -> Iterator[list[tuple[str, Ca
         for file in files:
             stack.callback(uploads.discard, file)
         for file in files:
-            name = Path(str(file.get("orig_name") or file.get("path") or "nameless")).name
+            name = _name(file)
             if name.lower().endswith(".zip"):
                 found += _members(name, partial(stack.enter_context, uploads.opened(file)))
             else:
@@ -223,13 +217,30 @@ def _unpack(archive: _Archive, member: zipfile.ZipInfo) -> XRay:
     return load_xray(data)
 
 
-def row(name: str, found: Analysis | str) -> dict:
-    """One file's entry in table, CSV and JSON: an analysis, or the sentence why there is none."""
+def _opening(files: list[dict], names: list[str]) -> set[str]:
+    """Which of the pictures' names the page can open: those of files that it sent by themselves, each one's own."""
+    counts = Counter(names)
+    return {name for name in map(_name, files) if counts[name] == 1}
+
+
+def _name(file: dict) -> str:
+    """What a file was called where it comes from."""
+    return Path(str(file.get("orig_name") or file.get("path") or "nameless")).name
+
+
+def row(name: str, found: Analysis | str, opens: bool = False) -> dict:
+    """One file's entry in table, CSV and JSON: an analysis, or the sentence why there is none.
+
+    Args:
+        name: of the file.
+        found: the analysis, or the sentence.
+        opens: whether the page can show the film by this name.
+    """
     if isinstance(found, str):
         return {"file": name, "error": found}
     small = resize(found.original, fit(found.original.shape, _THUMBNAIL))
     consensus = {task: _consensus(found, task) for task in found.tasks}
-    return {"file": name} | found.to_dict() | {"consensus": consensus, "thumbnail": data_url(small)}
+    return {"file": name} | found.to_dict() | {"consensus": consensus, "thumbnail": data_url(small), "opens": opens}
 
 
 def _consensus(found: Analysis, task: str) -> dict:
@@ -246,7 +257,10 @@ def _consensus(found: Analysis, task: str) -> dict:
 def as_json(rows: list[dict]) -> str:
     """The rows as the command line's results.json has them."""
     return (
-        json.dumps([{k: v for k, v in r.items() if k not in ("thumbnail", "consensus")} for r in rows], indent=2) + "\n"
+        json.dumps(
+            [{k: v for k, v in r.items() if k not in ("thumbnail", "consensus", "opens")} for r in rows], indent=2
+        )
+        + "\n"
     )
 
 
@@ -272,7 +286,7 @@ def as_csv(rows: list[dict]) -> str:
     writer = csv.writer(out)
     writer.writerow([*head, *(f"{model}: {name}" for model, name in columns), "withheld", "warnings", "error"])
     for r in rows:
-        readings, cells = r.get("readings", {}), [_plain(r["file"])]
+        readings, cells = r.get("readings", {}), [plain(r["file"])]
         for task in tasks:
             found = r.get("consensus", {}).get(task)
             cells += ["", "", ""] if found is None else [_claim(found), *_votes(r, found)]
@@ -292,11 +306,6 @@ def _votes(r: dict, found: dict) -> list[str]:
     if r["withheld"]:
         return ["", ""]
     return [", ".join(f"{shown_name(name)} {n}" for name, n in found["votes"].items()) or "0", str(found["networks"])]
-
-
-def _plain(name: str) -> str:
-    """A file name that a spreadsheet does not take for a formula, on one line."""
-    return no_formula("".join(character if character.isprintable() else " " for character in name))
 
 
 def table(rows: list[dict], total: int, running: bool) -> str:
@@ -328,11 +337,12 @@ def _download(name: str, kind: str, text: str) -> str:
 
 def _line(r: dict, tasks: list[str]) -> str:
     name = escape(r["file"])
+    if r.get("opens"):
+        name = f'<button class="open" data-file="{name}" title="Show this film">{name}</button>'
+    name = f'<th scope="row">{name}</th>'
     if "error" in r:
-        name = f'<th scope="row">{name}</th>'
         cells = '<td class="failed">not read</td>' + "<td></td>" * (3 * len(tasks) if tasks else 1)
         return f"<tr><td></td>{name}{cells}<td>{escape(r['error'])}</td></tr>"
-    name = f'<th scope="row"><button class="open" data-file="{name}" title="Show this film">{name}</button></th>'
     cells = ""
     for task in tasks:
         found = r["consensus"][task]

@@ -4,7 +4,7 @@ import base64
 
 from . import cases
 from .cases import LONGEST_NAME, CaseList
-from .startup import gr
+from .startup import bare_html, gr
 
 _SAVED = "MANet-answers.csv"
 _PRIVATE = {"api_visibility": "private"}
@@ -27,16 +27,16 @@ class CasePanel:
         self.answers = gr.State({})
         with gr.Column(visible=listed is not None, elem_id="cases"):
             with gr.Row(equal_height=True):
-                self._told = _html("" if listed is None else cases.progress(listed, {}))
+                self._told = bare_html("" if listed is None else cases.progress(listed, {}))
                 self.show = gr.Button("Show case 1", size="sm", variant="primary", min_width=150, scale=0)
                 so_far = gr.Button("My score so far", size="sm", visible=False, min_width=150, scale=0)
-            self._score = _html(elem_id="score", elem_classes="told")
+            self._score = bare_html(elem_id="score", elem_classes="told")
             with gr.Row(visible=False) as self._keep:
                 name = gr.Textbox(
                     label="Name to put on my answers", max_length=LONGEST_NAME, max_lines=1, elem_id="student"
                 )
                 save = gr.Button("Save my answers as CSV", size="sm", scale=0, min_width=200)
-                saved = _html(elem_id="answers")
+                saved = bare_html(elem_id="answers")
         self._so_far, self._saved = so_far, saved
         self.answered = [self.answers, self._told, self.show, so_far, self._score, self._keep, saved]
         quick = {"queue": False, "show_progress": "hidden"} | _PRIVATE
@@ -64,7 +64,3 @@ class CasePanel:
     def _file(self, answers: dict[int, str], name: str) -> str:
         data = base64.b64encode(cases.as_csv(self._listed, answers, name[:LONGEST_NAME]).encode("utf-8-sig")).decode()
         return f'<a download="{_SAVED}" href="data:text/csv;base64,{data}">Save {_SAVED} again</a>'
-
-
-def _html(value: str = "", **options) -> gr.HTML:
-    return gr.HTML(value, apply_default_css=False, **options)

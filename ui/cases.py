@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path, PureWindowsPath
 
+from tqdm import tqdm
+
 from manet_core import XRay, XRayError
 from manet_core.sources import read_film
-from manet_core.table import no_formula
+from manet_core.table import plain
 from manet_core.tasks import Task, get_task
 
 from .render import shown_name
@@ -86,7 +88,7 @@ def load_cases(path: Path, task: Task) -> CaseList:
     else:
         raise CasesError(f"{path} is not there; give a folder or a zip archive with films and {LIST}.")
     cases, problems, lines = [], [], {}
-    for line, (name, answer, note) in _rows(text):
+    for line, (name, answer, note) in tqdm(_rows(text), "case list", unit="film", disable=None, leave=False):
         try:
             source = locate(name)
             if source in lines:
@@ -263,11 +265,6 @@ def as_csv(cases: CaseList, answers: dict[int, str], student: str) -> str:
     writer.writerow(["student", "case", "file", "answer", "lecturer", "right", "note"])
     for number, answer in sorted(answers.items()):
         case = cases.cases[number]
-        cells = [_plain(student), number + 1, _plain(case.file), answer, case.answer]
-        writer.writerow([*cells, "yes" if answer == case.answer else "no", _plain(case.note)])
+        cells = [plain(student), number + 1, plain(case.file), answer, case.answer]
+        writer.writerow([*cells, "yes" if answer == case.answer else "no", plain(case.note)])
     return out.getvalue()
-
-
-def _plain(text: str) -> str:
-    """A text on one line that a spreadsheet does not take for a formula."""
-    return no_formula("".join(character if character.isprintable() else " " for character in text))

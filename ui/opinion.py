@@ -25,7 +25,7 @@ from .claims import Claims, claimed, summary
 from .lessons import CHOOSE, LESSONS, gallery, lesson
 from .networks import ANALYSES, EXPLANATIONS, Film, Networks, results_of
 from .newest import Newest, Superseded
-from .startup import gr
+from .startup import bare_html, gr
 from .uploads import Uploads
 
 PHANTOMS = {"Clear lungs": (0, 0.0), "Faint shadow": (1, 0.5), "Dense shadow": (2, 1.0)}  # name: (seed, opacity)
@@ -93,14 +93,14 @@ class OpinionTab:
             self.drop = gr.File(label="X-ray", show_label=False, height=76, scale=3, elem_id="drop")
             with gr.Column(scale=2, elem_classes="phantoms"):
                 hint = "<span class='hint'>No X-ray at hand? </span>"
-                _html(f"<p>{hint}Try a drawing: <b>synthetic phantom, not a person.</b></p>")
+                bare_html(f"<p>{hint}Try a drawing: <b>synthetic phantom, not a person.</b></p>")
                 with gr.Row(equal_height=True):
                     self.phantoms = {name: gr.Button(name, size="sm", min_width=90) for name in PHANTOMS}
                 self.quiz = gr.Checkbox(label="Read first, then see the networks’ predictions", container=False)
         self.case_panel = CasePanel(self.cases)
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=1, elem_id="film-side"):
-                self.viewer = _html(viewer.shell(), elem_id="viewer", js_on_load=viewer.SCRIPT)
+                self.viewer = bare_html(viewer.shell(), elem_id="viewer", js_on_load=viewer.SCRIPT)
                 # Not outputs of the viewer itself, which would be drawn anew and lose its view.
                 self.film, self.layers = (
                     gr.HTML("", html_template="", js_on_load=viewer.COURIER.format(name), elem_classes="courier")
@@ -109,8 +109,8 @@ class OpinionTab:
             with gr.Column(scale=0, min_width=372, elem_id="reading-side"):
                 self._draw_reading(tasks)
         with gr.Column(visible=False) as self.result:
-            self.limits = _html()
-            self.notes = _html(elem_id="notes")
+            self.limits = bare_html()
+            self.notes = bare_html(elem_id="notes")
             with gr.Accordion("Report on one page", open=False, elem_id="report"):
                 self.note = gr.Textbox(
                     label="Note, printed on the report and kept nowhere", lines=2, max_length=LONGEST_NOTE
@@ -118,33 +118,33 @@ class OpinionTab:
                 with gr.Row():
                     self.save = {kind: gr.Button(f"Save as {kind.upper()}", size="sm") for kind in ("pdf", "png")}
                     self.dicom = filing.dicom_button()
-                self.saved = _html(elem_id="saved")
+                self.saved = bare_html(elem_id="saved")
         with gr.Accordion("Phantoms for lessons: one chest, one thing changed", open=False, elem_id="lessons") as drawn:
-            self.lessons = _html(js_on_load=CHOOSE)
+            self.lessons = bare_html(js_on_load=CHOOSE)
         drawn.expand(gallery, None, self.lessons, queue=False, show_progress="hidden", **_PRIVATE)
 
     def _draw_reading(self, tasks: list[str]) -> None:
         """The column beside the film."""
-        self.status = _html(elem_id="status", elem_classes="told")
+        self.status = bare_html(elem_id="status", elem_classes="told")
         with gr.Column(visible=False) as self.quiz_panel:
             self.guess = gr.Radio([], label="What do you see? Then the networks’ predictions appear.", elem_id="quiz")
-        self.verdict = _html(elem_id="verdict", elem_classes="told")
+        self.verdict = bare_html(elem_id="verdict", elem_classes="told")
         with gr.Column(visible=False, elem_id="headline") as self.headline:
-            self.withheld = _html(elem_id="withheld", elem_classes="told")
+            self.withheld = bare_html(elem_id="withheld", elem_classes="told")
             self.mend = gr.Button(visible=False, size="sm", elem_id="mend")
             self.anyway = gr.Button("Show the networks’ answers anyway", size="sm", elem_id="anyway")
             with gr.Column() as self.claim:
-                self.summary = _html(elem_id="summary")
-                self.readings = _html(elem_id="readings")
+                self.summary = bare_html(elem_id="summary")
+                self.readings = bare_html(elem_id="readings")
                 self.explainer = gr.Dropdown(
                     render.explainer_choices(), value=DEFAULT, label="Method of heatmaps", elem_id="explainer"
                 )
-                self.progress = _html(elem_id="explaining", elem_classes="told")
+                self.progress = bare_html(elem_id="explaining", elem_classes="told")
         self.families = gr.CheckboxGroup(
             [(get_task(name).title, name) for name in tasks], value=tasks[:1], label="Networks that answer",
             visible=len(tasks) > 1, elem_id="families",
         )  # fmt: skip
-        self.read = _html(elem_id="read", elem_classes="told")
+        self.read = bare_html(elem_id="read", elem_classes="told")
 
     def connect(self, others: list[gr.Tab]) -> None:
         """Let the tab answer; `others` are the page's other tabs, locked while a student reads first."""
@@ -483,7 +483,3 @@ def _warnings(film: Film) -> str:
     """The warnings that are not told as reasons why the reading is withheld."""
     analysis = film.analysis
     return render.alert("Warning", [warning for warning in analysis.warnings if warning not in analysis.withheld])
-
-
-def _html(value: str = "", **options) -> gr.HTML:
-    return gr.HTML(value, apply_default_css=False, **options)

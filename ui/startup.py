@@ -19,3 +19,8 @@ def import_gradio_quickly() -> ModuleType:
 
 
 gr = import_gradio_quickly()
+
+
+def bare_html(value: str = "", **options) -> gr.HTML:
+    """HTML without Gradio's own style."""
+    return gr.HTML(value, apply_default_css=False, **options)
