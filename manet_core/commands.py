@@ -364,4 +364,6 @@ def _lines(analysis: Analysis) -> list[str]:
     for task in analysis.tasks if analysis.reliable else ():
         if analysis.divided_of(task):
             lines.append(f"  {NO_READING}: the networks disagree ({get_task(task).title})")
+        elif analysis.unsure_of(task):
+            lines.append(f"  {NO_READING}: not sure enough ({get_task(task).title})")
     return lines + [f"  warning: {warning}" for warning in analysis.warnings]

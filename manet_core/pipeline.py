@@ -27,7 +27,16 @@ from .networks.registry import list_models
 from .pose import FAULTS, Pose
 from .preprocess import WHOLE, Box, View, network_input, paste, resize
 from .tasks import get_task, list_tasks
-from .weights import SEGMENT, WeightsError, fingerprint, load_network, read_manifest, task_of, temperature_of
+from .weights import (
+    SEGMENT,
+    WeightsError,
+    fingerprint,
+    load_network,
+    operating_point_of,
+    read_manifest,
+    task_of,
+    temperature_of,
+)
 
 DISCLAIMER = "Research and teaching only, not a medical device."
 NO_READING = "no reliable reading"  # what is said in a class's place where an analysis withholds it
@@ -52,6 +61,7 @@ class Reading:
         in_sides: {class: (right, left)}, `in_lung` by the patient's right and left lung.
         task: what the network is asked; see `tasks`.
         box: the part of the X-ray that the network was shown, (top, left, bottom, right) as shares of height and width.
+        operating_point: the probability from which on `predicted` may be claimed; see `weights.operating_point_of`.
     """
 
     probabilities: dict[str, float]
@@ -63,6 +73,12 @@ class Reading:
     in_sides: dict[str, tuple[float, float]]
     task: str
     box: Box = WHOLE
+    operating_point: float = 0.0
+
+    @property
+    def sure(self) -> bool:
+        """Whether the probability of `predicted` reaches the network's operating point."""
+        return self.probabilities[self.predicted] >= self.operating_point
 
     @property
     def present(self) -> list[str]:
@@ -155,14 +171,20 @@ class Analysis:
         """Whether the networks of a task of which one class holds name more than one."""
         return get_task(task).exclusive and len(self.votes_of(task)) > 1
 
+    def unsure_of(self, task: str) -> bool:
+        """Whether the networks of a task of which one class holds all name it, but not all of them surely enough."""
+        readings = self.readings_of(task).values()
+        return get_task(task).exclusive and not self.divided_of(task) and not all(r.sure for r in readings)
+
     def claim_of(self, task: str) -> list[str] | None:
         """What may be said for all networks of a task together.
 
         Returns:
-            The class that all of them name; of findings, those that at least half of them hold for true, or [] for
-            none. None where nothing may be said: the readings are withheld, or the networks are divided.
+            The class that all of them name, each of them surely enough (`Reading.sure`); of findings, those that at
+            least half of them hold for true, or [] for none. None where nothing may be said: the readings are withheld,
+            or the networks are divided or not sure.
         """
-        if not self.reliable or self.divided_of(task):
+        if not self.reliable or self.divided_of(task) or self.unsure_of(task):
             return None
         asked = len(self.readings_of(task))
         return [name for name, count in self.votes_of(task).items() if 2 * count >= asked]
@@ -201,6 +223,7 @@ class Analysis:
                     "task": reading.task,
                     "probabilities": reading.probabilities,
                     "predicted": reading.predicted,
+                    "operating_point": reading.operating_point,
                     "in_lung": reading.in_lung,
                 }
                 for model, reading in self.readings.items()
@@ -581,5 +604,6 @@ def _reading(
         native=tuple(native),
         task=task.name,
         box=shown.box,
+        operating_point=operating_point_of(entry) if task.exclusive else 0.0,
         **{key: dict(zip(task.classes, values)) for key, values in found.items()},
     )

@@ -170,6 +170,8 @@ def _votes(analysis: Analysis, task: Task) -> str:
     said = ", ".join(votes) or "none"
     if analysis.divided_of(task.name):
         said = f"{NO_READING}: the networks disagree ({said})"
+    elif analysis.unsure_of(task.name):
+        said = f"{NO_READING}: not sure enough ({said})"
     return f"{start}: {said}"
 
 

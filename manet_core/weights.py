@@ -1,8 +1,8 @@
 """Shipped weights: safetensors files and the manifest that says what each of them is.
 
 `manifest.json` maps a model's name to its task, file, sha256, network,
-preprocessing, training, figures and temperature; and to a second, small file if
-its last layer was refitted after training. Nothing is loaded whose hash differs.
+preprocessing, training, figures, temperature and operating point; and to a second,
+small file if its last layer was refitted after training. Nothing is loaded whose hash differs.
 Wherever `weights` is asked for, it is a folder with `manifest.json`, or another
 manifest file, whose weights lie beside it.
 """
@@ -97,6 +97,15 @@ def temperature_of(name: str, entry: dict) -> float:
     if "temperature" not in entry:
         raise WeightsError(f"{name!r} has no temperature in the manifest; run python -m train.evaluate, which fits it.")
     return entry["temperature"]
+
+
+def operating_point_of(entry: dict) -> float:
+    """The probability from which on what a classifier of the manifest answers may be claimed.
+
+    It is chosen on the validation split (`train.evaluate`); 0, from which on everything may be, for findings and where
+    none was chosen.
+    """
+    return entry.get("operating_point", 0.0)
 
 
 def verified(weights: str | Path, entry: dict) -> Path:

@@ -1,6 +1,7 @@
 """The sentence that is read first: what all networks say, and how often that is right elsewhere."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ def share(value):
 def found(**claims):
     empty = dict.fromkeys(CLASSES, {})
     groups = {"all": {"n": 950, "accuracy": share(0.7)}, "divided": {"n": 40, "accuracy": share(0.55)}}
+    groups["unsure"] = {"n": 30, "accuracy": share(0.6)}
     return {"models": ["a", "b"], "share_unanimous": 0.7, "groups": groups, "claims": empty | claims}
 
 
@@ -49,8 +51,8 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
     html = summary(analysis(a="COVID-19", b="COVID-19"), claims)
     assert "All 2 networks: <b>COVID-19</b>" in html
     assert (
-        "On X-rays of other hospitals, all 2 said so of 62% (57–67) of those labelled COVID-19 (n = 570) and, wrongly, "
-        "of 10% (5–15) of the others (n = 380)."
+        "On X-rays of other hospitals, this was claimed for 62% (57–67) of those labelled COVID-19 (n = 570) and, "
+        "wrongly, for 10% (5–15) of the others (n = 380)."
     ) in html
     assert claims.doubts(analysis(a="COVID-19", b="COVID-19")) == []
 
@@ -58,7 +60,9 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
 def test_where_no_other_hospital_tells_that_is_said(claims):
     html = summary(analysis(a="Normal", b="Normal"), claims)
     assert "There are no figures for X-rays of other hospitals." in html
-    told = "On test X-rays of the training hospitals, all 2 said so of 50% (45–55) of those labelled Normal (n = 380)."
+    told = (
+        "On test X-rays of the training hospitals, this was claimed for 50% (45–55) of those labelled Normal (n = 380)."
+    )
     assert told in html, "nine others are too few to say anything"
     assert "was not measured" in summary(analysis(a="Tuberculosis", b="Tuberculosis"), claims)
 
@@ -76,6 +80,28 @@ def test_networks_that_disagree_name_no_class(claims):
     assert claims.doubts(apart) == [], "the networks of another task agree"
     html = summary(apart, claims)
     assert "<b>No reliable reading</b>" in html and doubt in html and "Predicted: <b>Pneumonia</b>" in html
+
+
+def test_networks_that_are_not_sure_enough_claim_no_class(claims):
+    readings = {
+        name: Reading({"Tuberculosis": p, "Normal": 1 - p}, "Tuberculosis", {}, {}, {}, (7, 7), {}, "manet")
+        for name, p in (("a", 0.9), ("b", 0.66))
+    }
+    low = {name: replace(reading, operating_point=0.66) for name, reading in readings.items()}
+    high = readings | {"b": replace(readings["b"], operating_point=0.67)}
+    sure, unsure = (Analysis(None, None, found, []) for found in (low, high))
+    assert sure.claim_of("manet") == ["Tuberculosis"] and not sure.unsure_of("manet") and claims.doubts(sure) == []
+    assert unsure.claim_of("manet") is None and unsure.unsure_of("manet") and not unsure.divided_of("manet")
+    assert claimed(unsure) == "No reliable reading" and summary(unsure, claims) == ""
+    (doubt,) = claims.doubts(unsure)
+    assert doubt == (
+        "All 2 networks say Tuberculosis, but not surely enough (90%, 66%; a claim needs 0% to 67%). On X-rays of "
+        "other hospitals on which they were no surer, they were right in 60% (55–65) (n = 30)."
+    )
+    alone = Analysis(None, None, {"b": high["b"]}, [])
+    assert claims.doubts(alone) == ["The network says Tuberculosis, but not surely enough (66%; a claim needs 67%)."], (
+        "there are figures of both networks only"
+    )
 
 
 def test_what_the_picture_says_comes_before_what_networks_say(claims):

@@ -15,6 +15,7 @@ from manet_core.phantom import phantom
 from manet_core.weights import read_manifest
 from train import alexnet, benchmark, evaluate, evidence, tables
 from train.complexity import last_map
+from train.measures.calibration import RIGHT
 from ui import benchmark as page_benchmark
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -137,6 +138,22 @@ def test_what_is_said_of_agreement_is_in_the_evidence():
     assert said in folded(CARD) and f"most of them were right in {divided:.0%}".replace("%", " %") in folded(CARD)
     for text in (README, CARD):
         assert f"{100 * wrong['wrongly']['value']:.1f} % ({between(wrong['wrongly'])})" in folded(text)
+        assert f"right on {RIGHT:.0%} of validation X-rays".replace("%", " %") in folded(text)
+    claimed = groups["claimed"]["accuracy"]
+    share = f"{found['share_claimed']:.0%}".replace("%", " %")
+    assert f"class is claimed for {share} and right in {100 * claimed['value']:.1f} % ({between(claimed)})" in folded(
+        README
+    )
+    said = {name: f"{100 * groups[name]['accuracy']['value']:.1f} %" for name in ("unanimous", "unsure", "divided")}
+    assert f"in {said['unanimous']}, where they agree without being sure enough in {said['unsure']}" in folded(README)
+    assert f"most of them in {said['divided']}" in folded(README)
+    at_home, right = result("evidence")["agreement"]["manet"]["test"], {}
+    for name, place in (("external", groups), ("test", at_home["groups"])):
+        right[name] = [f"{place[group]['accuracy']['value']:.0%}".replace("%", " %") for group in ("claimed", "unsure")]
+    shares = share, f"{at_home['share_claimed']:.0%}".replace("%", " %")
+    told = f"on {shares[0]} of the external X-rays (test split: {shares[1]}), right in {right['external'][0]}"
+    assert f"{told} ({right['test'][0]})" in folded(CARD)
+    assert f"they were right in {right['external'][1]} ({right['test'][1]})" in folded(CARD)
 
 
 def test_mask_attention_vanishes_in_small_pictures_as_the_readme_says():
@@ -160,10 +177,11 @@ def test_manifest_holds_the_same_figures_and_hashes(weights, name):
 
 
 @pytest.mark.parametrize("name", ["", "paper-composition"])
-def test_temperatures_are_those_of_the_evidence(weights, name):
+def test_temperatures_and_operating_points_are_those_of_the_evidence(weights, name):
     entries = read_manifest(weights / f"{name or 'manifest'}.json")
     for model, figures in result(f"{name}/evidence".strip("/"))["models"].items():
-        assert entries[model]["temperature"] == figures["calibration"]["temperature"]
+        for key in ("temperature", "operating_point"):
+            assert entries[model].get(key) == figures["calibration"].get(key)
 
 
 def test_model_card_names_every_network(weights):

@@ -45,6 +45,7 @@ from train.measures.calibration import (
     expected_calibration_error,
     fit_temperature,
     multi_label_error,
+    operating_point,
     reliability,
     spare_margins,
 )
@@ -106,6 +107,19 @@ def test_error_by_chance_is_what_honest_labels_show(rng):
     assert expected["mean"] == pytest.approx(np.mean(drawn), rel=0.1)
     assert expected["mean"] == pytest.approx(np.sqrt(0.8 * 0.2 / 400 * 2 / np.pi), rel=0.1)  # mean of a folded normal
     assert expected["high"] == pytest.approx(np.percentile(drawn, 97.5), rel=0.15)
+
+
+def test_the_operating_point_is_the_lowest_with_enough_right_answers(rng):
+    confidence, right = np.array([0.9, 0.8, 0.8, 0.7, 0.6, 0.5]), np.array([1, 1, 0, 1, 1, 0], bool)
+    assert operating_point(confidence, right, 0.8) == 0.6, "4 of 5, though from 0.7 on there are but 3 of 4"
+    assert operating_point(confidence, right, 0.75) == 0.6 and operating_point(confidence, right, 0.6) == 0.5
+    assert operating_point(confidence, right, 0.95) == 0.9
+    assert operating_point(confidence, np.zeros(6, bool), 0.5) == 1.0
+    assert operating_point(np.full(4, 0.8), np.array([1, 1, 1, 0], bool), 0.8) == 1.0, "equals stand or fall together"
+    for _ in range(50):
+        confidence, right = rng.random(60).round(1), rng.random(60) < 0.6
+        slow = [t for t in np.unique(confidence) if right[confidence >= t].mean() >= 0.7]
+        assert operating_point(confidence, right, 0.7) == (min(slow) if slow else 1.0)
 
 
 def test_spare_margins_are_what_95_percent_of_a_class_have():
@@ -362,7 +376,8 @@ def test_agreement_parts_the_unanimous_from_the_divided():
     target = np.eye(5)[[0, 1, 2, 3, 0]]
     target[4] = [1, 1, 0, 0, 0]  # a label that says "one of these two"
     said = {"a": np.array([0, 1, 2, 0, 1]), "b": np.array([0, 1, 4, 0, 1])}
-    out = agreement.agreement(said, target, np.arange(5), list("VWXYZ"))
+    sure = {"a": np.ones(5, bool), "b": np.array([1, 1, 1, 0, 1], bool)}
+    out = agreement.agreement(said, {name: np.ones(5, bool) for name in said}, target, np.arange(5), list("VWXYZ"))
     assert out["share_unanimous"] == 0.8
     assert out["groups"]["unanimous"]["accuracy"]["value"] == pytest.approx(3 / 4)
     assert out["groups"]["divided"]["n"] == 1
@@ -373,6 +388,12 @@ def test_agreement_parts_the_unanimous_from_the_divided():
     assert (claims["V"]["others"], claims["V"]["wrongly"]["value"]) == (3, pytest.approx(1 / 3)), "the Y again"
     assert claims["X"]["n"] == 1 and claims["X"]["found"]["value"] == 0 and "claimed" not in claims["X"]
     assert claims["Z"].keys() == {"others", "wrongly"}, "nobody has it and nobody says it"
+    fewer = agreement.agreement(said, sure, target, np.arange(5), list("VWXYZ"))
+    assert (out["share_claimed"], fewer["share_claimed"], fewer["share_unanimous"]) == (0.8, 0.6, 0.8)
+    assert fewer["groups"]["unsure"] == {"n": 1, "accuracy": fewer["groups"]["unsure"]["accuracy"]}
+    assert fewer["groups"]["unsure"]["accuracy"]["value"] == 0 and fewer["groups"]["claimed"]["n"] == 3
+    assert (fewer["claims"]["V"]["claimed"], fewer["claims"]["V"]["others"]) == (1, 3), "the Y is claimed no more"
+    assert fewer["claims"]["V"]["wrongly"]["value"] == 0
     text = "\n".join(agreement.lines({"agreement": {"manet": {"external": out}}}))
     assert "| external | V | 1 | 100.0 (" in text and "| external | Z | 0 |  | 5 | 0.0 (" in text
 

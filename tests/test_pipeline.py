@@ -72,7 +72,13 @@ def test_analysis_is_complete(random_pipe):
 def test_to_dict_is_json_and_holds_no_pixels(random_pipe):
     result = json.loads(json.dumps(random_pipe.analyze(phantom(128)).to_dict()))
     assert {"readings", "lung_area", "warnings"} <= result.keys()
-    assert result["readings"]["efficientnet_lite0_ma"].keys() == {"task", "probabilities", "predicted", "in_lung"}
+    assert result["readings"]["efficientnet_lite0_ma"].keys() == {
+        "task",
+        "probabilities",
+        "predicted",
+        "operating_point",
+        "in_lung",
+    }
     assert len(json.dumps(result)) < 5000
 
 
@@ -133,6 +139,9 @@ def test_all_networks_claim_what_they_agree_on(task_pipe):
         table = to_frame([asked])
         assert list(table.claim[table.task == "manet"]) == [claim[0] if claim else "no reliable reading"] * 2
         assert table.predicted[0] == "Tuberculosis", "what a network says of itself"
+        unsure = replace(asked, readings=readings | {first: replace(readings[first], operating_point=1.0)})
+        assert unsure.unsure_of("manet") == (claim is not None) and unsure.claim_of("manet") is None
+        assert not unsure.unsure_of("nih14") and unsure.claim_of("nih14") == findings
         withheld = replace(asked, withheld=["Why."])
         assert withheld.claim_of("nih14") is None and set(withheld.to_dict()["claims"].values()) == {None}
 

@@ -81,6 +81,11 @@ def test_networks_that_disagree_name_no_class(pipe, tmp_path, monkeypatch):
     save_report(replace(analysis, readings=others), tmp_path / "a.png")
     (told,) = [text.get_text() for text in said if "disagree" in text.get_text()]
     assert told.startswith("Predicted: no reliable reading") and f"Normal by 1 of {len(names)}" in told
+    said.clear()
+    same = {m: replace(r, predicted="Normal", operating_point=1.0) for m, r in analysis.readings.items()}
+    save_report(replace(analysis, readings=same), tmp_path / "a.png")
+    (told,) = [text.get_text() for text in said if "sure enough" in text.get_text()]
+    assert told.startswith("Predicted: no reliable reading: not sure enough (Normal")
 
 
 def test_no_class_is_named_where_it_is_withheld(pipe, tmp_path, monkeypatch):

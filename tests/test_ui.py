@@ -744,6 +744,14 @@ def test_networks_that_disagree_name_no_class(readings, rng):
     assert json.loads(batch.as_json(rows))[0]["claims"] == {"manet": None}
 
 
+def test_networks_that_are_not_sure_enough_name_no_class(readings):
+    for point, consensus in ((0.6, "COVID-19"), (0.61, "no reliable reading")):
+        readings["resnet34_ma"] = replace(readings["resnet34_ma"], operating_point=point)
+        rows = [batch.row("x.png", _analysis(readings))]
+        (line,) = csv.DictReader(io.StringIO(batch.as_csv(rows)))
+        assert line["consensus"] == consensus and line["votes"] == "COVID-19 4"
+
+
 def test_json_is_what_the_command_line_writes(rows):
     good, bad = json.loads(batch.as_json(rows))
     assert good["readings"]["resnet34_ma"]["predicted"] == "COVID-19" and "thumbnail" not in good

@@ -1,12 +1,13 @@
-"""Measure the shipped weights on a split, with 95 % intervals, and fit their temperatures.
+"""Measure the shipped weights on a split, with 95 % intervals, and fit their temperatures and operating points.
 
     python -m train.evaluate --data DATA
     python -m train.evaluate --data DATA --record   # also into manifest, model card and README
 
 Lung masks are compared on each X-ray's own pixels. Intervals are bootstrap
 percentiles over 2000 resamplings of patients, not of pictures. The temperature,
-without which the pipeline does not read, is fitted on the validation split; it is
-put into the manifest where there is none, and anew with --record.
+without which the pipeline does not read, and the operating point, below whose
+probability nothing is claimed, come of the validation split; they are put into the
+manifest where there is no temperature, and anew with --record.
 
 --weights may name a manifest, as weights/NAME.json: its figures go to results/NAME.
 """
@@ -81,17 +82,17 @@ def tables(results: dict) -> str:
     return "\n".join(lines[:-1]) + "\n"
 
 
-def fit_temperatures(study: Study, anew: bool) -> None:
-    """Put the temperatures of the validation split into the manifest, where there is none or all of them `anew`."""
+def fit_on_validation(study: Study, anew: bool) -> None:
+    """Put temperatures and operating points into the manifest, where there is no temperature or all of them `anew`."""
     fitted = {
-        name: study.read(name).temperature
+        name: {"temperature": (readings := study.read(name)).temperature, "operating_point": readings.operating_point}
         for name, entry in study.entries.items()
         if anew or "temperature" not in entry
     }
     if fitted:
         entries = read_manifest(study.weights)
-        for name, temperature in fitted.items():
-            entries[name]["temperature"] = temperature
+        for name, found in fitted.items():
+            entries[name] |= found
         write_manifest(study.weights, entries)
 
 
@@ -125,7 +126,7 @@ def main() -> None:
     (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (folder / "evaluation.md").write_text(tables(results), encoding="utf-8")
     print(tables(results))
-    fit_temperatures(study, args.record)
+    fit_on_validation(study, args.record)
     if args.record:
         record(results, args.weights)
 

@@ -174,11 +174,11 @@ def _cell(figures: dict | None, key: str) -> str:
 
 
 def record(evidence: dict, weights: Path) -> None:
-    """Put temperatures into the manifest, which the pipeline uses, and the headline into model card and README."""
+    """Put temperatures and operating points into the manifest, the headline into model card and README."""
     entries = read_manifest(weights)
     for name, figures in evidence["models"].items():
-        if "calibration" in figures:
-            entries[name]["temperature"] = figures["calibration"]["temperature"]
+        found = figures.get("calibration", {})
+        entries[name] |= {key: found[key] for key in ("temperature", "operating_point") if key in found}
     write_manifest(weights, entries)
     for path in documents(weights):
         write_between(path, "evidence", headline(evidence))

@@ -274,7 +274,7 @@ def as_csv(rows: list[dict]) -> str:
     """A line a file: consensus of each task, each network's probability of each class, warnings, error.
 
     The consensus is `NO_READING` where it is withheld, for the reasons in a column of their own, and where networks
-    disagree; what they answered all the same is in their columns.
+    disagree or are not sure enough; what they answered all the same is in their columns.
     """
     models = {model: reading["task"] for r in rows for model, reading in r.get("readings", {}).items()}
     tasks, columns = _tasks(rows), [(m, name) for m, task in models.items() for name in get_task(task).classes]

@@ -1,4 +1,4 @@
-"""How often what all networks say is right on X-rays of other hospitals, from the recorded evidence, in sentences."""
+"""How often what all networks claim is right on X-rays of other hospitals, from the recorded evidence, in sentences."""
 
 import json
 from html import escape
@@ -38,8 +38,8 @@ class Claims:
         return {s: f for s, f in found.items() if s in _PLACES and set(f["models"]) == asked and asked <= self._known}
 
     def on(self, task: Task, analysis: Analysis) -> str:
-        """A sentence on the class that all networks of a task name: on how many X-rays with and without it they do."""
-        (name,), count = analysis.votes_of(task.name), len(analysis.readings_of(task.name))
+        """A sentence on the class that all networks of a task claim: on how many X-rays with and without it they do."""
+        (name,) = analysis.votes_of(task.name)
         unknown = []
         for split, place in _PLACES.items():
             found = self._of(task, analysis).get(split, {})
@@ -48,34 +48,48 @@ class Claims:
                 unknown.append(f"There are no figures for {place}.")
                 continue
             found = f"{_percent(claim['found'])} of those labelled {shown_name(name)} (n = {claim['n']})"
-            told = f"On {place}, all {count} said so of {found}"
+            told = f"On {place}, this was claimed for {found}"
             if claim.get("others", 0) >= _FEWEST:
-                told += f" and, wrongly, of {_percent(claim['wrongly'])} of the others (n = {claim['others']})"
+                told += f" and, wrongly, for {_percent(claim['wrongly'])} of the others (n = {claim['others']})"
             return " ".join([*unknown, f"{told}."])
         return "How often these networks are right when they agree on this was not measured."
 
-    def on_division(self, task: Task, analysis: Analysis) -> str:
-        """A sentence on networks of a task that disagree."""
-        said = _said(task, analysis)
+    def on_doubt(self, task: Task, analysis: Analysis) -> str:
+        """Why the networks of a task claim no class, a sentence or two: they disagree, or are not sure enough."""
+        if analysis.divided_of(task.name):
+            group, why = "divided", f"The networks disagree ({_said(task, analysis)})."
+            right = "On {} on which they did, most of them were right in {} (n = {})."
+        else:
+            readings = analysis.readings_of(task.name).values()
+            said = ", ".join(f"{reading.probabilities[reading.predicted]:.0%}" for reading in readings)
+            (name,), points = analysis.votes_of(task.name), [reading.operating_point for reading in readings]
+            needed = " to ".join(f"{point:.0%}" for point in dict.fromkeys((min(points), max(points))))
+            who = "The network says" if len(points) == 1 else f"All {len(points)} networks say"
+            group = "unsure"
+            why = f"{who} {shown_name(name)}, but not surely enough ({said}; a claim needs {needed})."
+            right = "On {} on which they were no surer, they were right in {} (n = {})."
         for split, place in _PLACES.items():
-            divided = self._of(task, analysis).get(split, {}).get("groups", {}).get("divided")
-            if divided and divided["n"] >= _FEWEST:
-                right = f"most of them were right in {_percent(divided['accuracy'])} (n = {divided['n']})"
-                return f"The networks disagree ({said}). On {place} on which they did, {right}."
-        return f"The networks disagree ({said})."
+            found = self._of(task, analysis).get(split, {}).get("groups", {}).get(group)
+            if found and found["n"] >= _FEWEST:
+                return f"{why} {right.format(place, _percent(found['accuracy']), found['n'])}"
+        return why
 
     def doubts(self, analysis: Analysis) -> list[str]:
-        """Why no class should be named: what `analysis.withheld` says, or that the networks of all tasks disagree."""
+        """Why no class should be named: what `analysis.withheld` says, or why the networks of all tasks claim none."""
         if analysis.withheld:
             return analysis.withheld
-        if all_divided(analysis):
-            return [self.on_division(get_task(name), analysis) for name in analysis.tasks]
+        if none_claimed(analysis):
+            return [self.on_doubt(get_task(name), analysis) for name in analysis.tasks]
         return []
 
 
-def all_divided(analysis: Analysis) -> bool:
-    """Whether the networks of every task that was asked disagree."""
-    return bool(analysis.tasks) and all(map(analysis.divided_of, analysis.tasks))
+def none_claimed(analysis: Analysis) -> bool:
+    """Whether the networks of every task that was asked disagree or are not sure enough."""
+    return bool(analysis.tasks) and all(_doubtful(analysis, name) for name in analysis.tasks)
+
+
+def _doubtful(analysis: Analysis, task: str) -> bool:
+    return analysis.divided_of(task) or analysis.unsure_of(task)
 
 
 def _percent(figure: dict[str, float]) -> str:
@@ -86,7 +100,7 @@ def summary(analysis: Analysis, claims: Claims) -> str:
     """HTML: for each task what its networks say, and how often that is right elsewhere; "" if `doubts` tells it."""
     if not analysis.readings:
         return '<h2 class="summary">No network was asked; only the lungs were segmented.</h2>'
-    if all_divided(analysis) and not analysis.withheld:
+    if none_claimed(analysis) and not analysis.withheld:
         return ""
     return "".join(_summary(get_task(name), analysis, claims) for name in analysis.tasks)
 
@@ -97,8 +111,8 @@ def _summary(task: Task, analysis: Analysis, claims: Claims) -> str:
     if not task.exclusive:
         found = ", ".join(f"<b>{escape(shown_name(name))}</b> by {n} of {count}" for name, n in votes.items()) or "none"
         return f'<h2 class="summary">{title}Findings of 50% or more: {found}</h2>'
-    if analysis.divided_of(task.name):
-        doubt = escape(claims.on_division(task, analysis))
+    if _doubtful(analysis, task.name):
+        doubt = escape(claims.on_doubt(task, analysis))
         return f'<h2 class="summary">{title}<b>No reliable reading</b></h2><p class="evidence">{doubt}</p>'
     (name,) = votes
     start = "Predicted" if count == 1 else f"All {count} networks"
@@ -108,9 +122,10 @@ def _summary(task: Task, analysis: Analysis, claims: Claims) -> str:
 
 def claimed(analysis: Analysis) -> str:
     """What the networks say, in a few words without markup."""
-    if analysis.withheld or all_divided(analysis):
+    if analysis.withheld or none_claimed(analysis):
         return "No reliable reading"
-    return "; ".join(_said(get_task(name), analysis) or "no finding" for name in analysis.tasks)
+    claimed = [_said(get_task(name), analysis) for name in analysis.tasks if not _doubtful(analysis, name)]
+    return "; ".join(said or "no finding" for said in claimed)
 
 
 def _said(task: Task, analysis: Analysis) -> str:

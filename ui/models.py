@@ -197,6 +197,8 @@ def _card(task: Task, name: str, entry: dict, found: dict | None) -> str:
         f"Calibration: of the predictions with a probability of 80%, are 80% right? Expected calibration error "
         f"{after['ece']:.3f}, temperature {calibration['temperature']:.2f}."
     )
+    if "operating_point" in calibration:
+        caption += f" A claim needs a probability of {calibration['operating_point']:.0%}."
     return (
         f"<details>{title}, accuracy {100 * test['accuracy']['value']:.0f}% on the internal test split</summary>"
         f'<div class="figures">{classes}{_confusion(task.classes, test["confusion"])}'

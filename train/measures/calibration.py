@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say? Temperature scaling and the errors that it mends (Guo 2017)."""
+"""Do probabilities mean what they say? Temperature scaling (Guo 2017), what it leaves, and operating points."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from scipy.special import logsumexp, softmax
 from .markdown import table
 
 TITLE = "Calibration"
+RIGHT = 0.85  # of the answers at or above a network's operating point, on the validation split
 
 
 def fit_temperature(logits: np.ndarray, target: np.ndarray, exclusive: bool = True) -> float:
@@ -32,6 +33,23 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray, exclusive: bool = Tr
         return float((np.logaddexp(0, scaled) - target * scaled)[known].mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def operating_point(confidence: np.ndarray, right: np.ndarray, share: float = RIGHT) -> float:
+    """The lowest probability from which on at least `share` of a network's answers are right; 1 if there is none.
+
+    A network that answers only from there on is a selective classifier (Geifman and El-Yaniv 2017).
+
+    Args:
+        confidence: (N,) probabilities of the classes that it named, of X-rays that were not trained on.
+        right: (N,) bool.
+        share: of the answers.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    confidence, share_right = confidence[order], right[order].cumsum() / np.arange(1, len(order) + 1)
+    last_of_equals = np.append(confidence[1:] < confidence[:-1], True)
+    enough = np.flatnonzero(last_of_equals & (share_right >= share))
+    return float(confidence[enough[-1]]) if len(enough) else 1.0
 
 
 def spare_margins(logits: np.ndarray, labels: np.ndarray, share: float = 0.95) -> np.ndarray:
@@ -114,9 +132,9 @@ def multi_label_error(probabilities: np.ndarray, target: np.ndarray, bins: int =
 
 
 def measure(study, name: str) -> dict:
-    """The temperature that the validation split gives, and the errors on test and external X-rays."""
+    """Temperature and operating point that the validation split gives, and the errors on test and external X-rays."""
     readings = study.read(name)
-    found = {"temperature": readings.temperature}
+    found = {"temperature": readings.temperature, "operating_point": readings.operating_point}
     for split in ("test", "external"):
         if not readings.task.exclusive:
             rows = readings.known(split)

@@ -41,7 +41,11 @@ def telling(score: np.ndarray, other: np.ndarray, readings: Readings) -> dict:
 
 
 def measure(study: Study) -> dict:
-    """{task: {"n", "patients", "models": {network: {"normal", "predicted", "auroc"}}, "auroc" of the disagreement}}."""
+    """{task: {"n", "patients", "models": {network: {"normal", "predicted", "auroc"}}}}.
+
+    With several networks also "auroc" of their disagreement, and "claimed": {"any", "Normal"}, the share for which they
+    claim any class, and Normal.
+    """
     out = {}
     for task, names in study.tasks.items():
         readings = {name: study.read(name) for name in names}
@@ -62,6 +66,10 @@ def measure(study: Study) -> dict:
         if len(names) > 1:
             apart = disagreement(np.stack([r.probabilities for r in readings.values()]))
             out[task]["auroc"] = {"disagreement": telling(apart, other, first)}
+            said, sure = (np.stack([getattr(r, of)[rows] for r in readings.values()]) for of in ("predicted", "sure"))
+            claim, patients = (said == said[0]).all(0) & sure.all(0), first.patients[rows]
+            normal = claim & (np.array(first.task.classes)[said[0]] == "Normal")
+            out[task]["claimed"] = {"any": proportion(claim, patients), "Normal": proportion(normal, patients)}
     if not out:
         raise NotMeasured(f"no test X-ray is labelled {OTHER!r}")
     return out
@@ -78,6 +86,9 @@ def lines(evidence: dict) -> list[str]:
         ]
         head = [f"{get_task(task).title}, n = {found['n']}", "read as Normal, % (95 % CI)", *classes]
         out += table(head, rows)
+        if "claimed" in found:
+            shares = ", ".join(f"{what} for {percent(share)} %" for what, share in found["claimed"].items())
+            out += [f"Claimed by all networks together (*When all networks agree*): {shares}.", ""]
         scores = [(f"`{name}`: {score}", f) for name, m in found["models"].items() for score, f in m["auroc"].items()]
         scores += [(f"{len(found['models'])} networks: {score}", f) for score, f in found.get("auroc", {}).items()]
         places = list(dict.fromkeys(place for _, f in scores for place in f))

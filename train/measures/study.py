@@ -26,7 +26,7 @@ from manet_core.weights import MANIFEST, fingerprint, load_network, manifest_pat
 
 from ..data import LungPictures, Pictures, lungs_for
 from ..recipe import Recipe
-from .calibration import fit_temperature
+from .calibration import fit_temperature, operating_point
 
 SPLITS = ("val", "test", "external")
 
@@ -84,6 +84,19 @@ class Readings:
         """(N, K), at the temperature."""
         scaled = self.logits / self.temperature
         return softmax(scaled, 1) if self.task.exclusive else expit(scaled)
+
+    @cached_property
+    def operating_point(self) -> float:
+        """Chosen on the validation split; 0 for findings."""
+        rows = self.known("val")
+        if not self.task.exclusive or not rows.any():
+            return 0.0
+        return operating_point(self.probabilities[rows].max(1), self.right[rows])
+
+    @cached_property
+    def sure(self) -> np.ndarray:
+        """Whether the probability of the predicted class reaches the operating point, (N,) bool."""
+        return self.probabilities.max(1) >= self.operating_point
 
     @cached_property
     def predicted(self) -> np.ndarray:
