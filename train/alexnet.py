@@ -3,8 +3,8 @@
     python -m train.alexnet --data DATA --out runs/alexnet
 
 trains what is missing below --out, goes on with what was interrupted, skips what is finished, and writes results.json
-and tables.md there. Each network is trained on one source a class, as in the paper, and on several; a control learns
-from one source a class with the lungs blacked out. A finished training is a folder COMPOSITION/NETWORK/TRIAL of
+and tables.md there. Each network is trained on one source a class, as in the paper, and on several; some of them, as
+controls, learn from one source a class with the lungs blacked out. A finished training is a folder COMPOSITION/NETWORK/TRIAL of
 `train.classify`, which may also have been trained by hand. Shorter, for a CPU:
 
     python -m train.alexnet --data DATA --out runs/alexnet --trials 1 --epochs 4
@@ -60,6 +60,7 @@ COMPOSITIONS = {
     "several": "several sources a class",
     "outside": "one source a class, lungs blacked out",
 }
+CONTROLS = ("forest", "alexnet_attn2", "efficientnet_lite0_last")  # which also learn with the lungs blacked out
 PLACES = {"one": "test, one source a class", "several": "test, several sources a class", "external": "external"}
 Predictor = Callable[[LungPictures], np.ndarray]  # the probability of COVID-19 (N,) of a data set in its order
 
@@ -327,7 +328,7 @@ def main() -> None:
         for trial in range(args.trials)
         for composition in args.compositions
         for network in args.networks
-        if composition != "outside" or network == "alexnet_attn2"
+        if composition != "outside" or network in CONTROLS
     ]
     for composition, network, trial in wanted:
         folder = Path(args.out) / composition / network / str(trial)
