@@ -2,7 +2,7 @@
 
    One function body, run by the page once `element`, which holds the HTML of `viewer.SHELL`, is there; `trigger` tells
    the server something. What it shows comes as two events at the window, each with a JSON text made in viewer.py:
-   `manet-film`, a film whose values can now be fetched, as soon as the file is read; `manet-layers`, its mask and
+   `manet-films`, films whose values can now be fetched, as soon as the file is read; `manet-layers`, its mask and
    heatmaps, when the networks have answered. The latter does not move the view.
 
    A film is drawn by WebGL2, every pane by one call of one shader, which gets the values as 16-bit numbers: zoom,
@@ -25,6 +25,7 @@ const films = new Map();  // key: film, the newest last
 const look = {layout: 'film', mask: false, outline: false, heat: true, lungs: false, opacity: 0.6, colours: 'inferno',
   scale: 'own', tool: 'pan'};
 const view = {x: 0.5, y: 0.5, zoom: 1};
+const aside = new Set();  // films whose layers were asked for to be seen beside another
 let shown = null, beside = null;  // films
 let panes = [];
 
@@ -46,8 +47,27 @@ function pyramid(values, width, height) {
   return levels;
 }
 
-async function receiveFilm(text) {
-  const film = JSON.parse(text), answer = await fetch('film', {method: 'POST', body: film.key});
+/** A film that was just read; or, when the page was reloaded, all that it had. */
+async function receiveFilms(text) {
+  const {open: key, films: told} = JSON.parse(text);
+  for (const film of told) {
+    films.delete(film.key);
+    films.set(film.key, film);
+  }
+  for (const old of [...films.keys()].slice(0, -KEPT)) films.delete(old);
+  root.classList.add('on');
+  say('failed', '');
+  await receiveFilm(films.get(key)).catch(error => { films.delete(key); throw error; });
+  open(films.get(key));
+  root.dataset.film = key;  // for whoever waits for it
+  for (const film of told) {
+    if (film.key !== key) receiveFilm(film).catch(() => films.delete(film.key)).then(drawStrip);
+  }
+}
+
+/** Fetch a film's values; until they are there, it is not in the strip. */
+async function receiveFilm(film) {
+  const answer = await fetch('film', {method: 'POST', body: film.key});
   if (!answer.ok) throw Error('The film could not be fetched; drop it again.');
   const data = await answer.arrayBuffer();
   const values = film.deep ? new Uint16Array(data) : Uint16Array.from(new Uint8Array(data));
@@ -56,13 +76,6 @@ async function receiveFilm(text) {
   let most = 1;
   for (const value of film.pyramid.at(-1).values) most = Math.max(most, value);
   film.span = Math.max(most, film.start[1] - film.start[0]);  // of its levels, about
-  films.delete(film.key);
-  films.set(film.key, film);
-  for (const key of [...films.keys()].slice(0, -KEPT)) films.delete(key);
-  root.classList.add('on');
-  say('failed', '');
-  open(film);
-  root.dataset.film = film.key;  // for whoever waits for it
 }
 
 /** A grey PNG's levels, {width, height, values: Uint8Array}. */
@@ -90,7 +103,7 @@ async function receiveLayers(text) {
     ?? layers.networks.find(n => n.predicted === layers.lead) ?? layers.networks[0];
   film.choice = network && {network: network.name, name: before && network.classes[before.name] ? before.name : null};
   renderer.forget(film);
-  if (film === shown) arrange();
+  if (film === shown || aside.delete(film)) arrange();
   else open(film);  // it is the one whose reading the page tells now
   drawStrip();
   root.dataset.answered = film.key;
@@ -626,7 +639,7 @@ const reading = document.querySelector('#reading-side');
 if (reading) new MutationObserver(() => redraw()).observe(reading, {childList: true, subtree: true});
 
 function drawStrip() {
-  const strip = find('.strip'), list = [...films.values()];
+  const strip = find('.strip'), list = [...films.values()].filter(film => film.pyramid);
   strip.hidden = list.length < 2;
   if (strip.hidden) return strip.replaceChildren();
   strip.replaceChildren(...list.map(film => {
@@ -637,7 +650,7 @@ function drawStrip() {
     main.append(film.thumbnail, name);
     main.setAttribute('aria-current', film === shown);
     main.title = `Show ${film.name}`;
-    main.onclick = () => { open(film); trigger('submit', {film: film.key}); };
+    main.onclick = () => { open(film); trigger('submit', {film: film.key, beside: false}); };
     item.append(main);
     if (film !== shown) {
       const side = document.createElement('button');
@@ -645,7 +658,15 @@ function drawStrip() {
       side.textContent = film === beside ? 'close' : 'beside';
       side.setAttribute('aria-pressed', film === beside);
       side.ariaLabel = film === beside ? `Close ${film.name}` : `Show ${film.name} beside the film`;
-      side.onclick = () => { beside = film === beside ? null : film; arrange(); drawStrip(); };
+      side.onclick = () => {
+        beside = film === beside ? null : film;
+        if (beside && !film.layers) {
+          aside.add(film);
+          trigger('submit', {film: film.key, beside: true});
+        }
+        arrange();
+        drawStrip();
+      };
       item.append(side);
     }
     return item;
@@ -827,11 +848,12 @@ for (const name of ['dragover', 'drop']) {
   });
 }
 
-// The films are gone with the page: whoever reloads or leaves it is asked first.
-addEventListener('beforeunload', event => { if (films.size) event.preventDefault(); });
+// A page that is reloaded gets its films back from the server, but not what was still being read: ask first.
+addEventListener('beforeunload', event => { if (document.querySelector('#status .spinner')) event.preventDefault(); });
+addEventListener('manet-token', event => { try { sessionStorage.setItem('manet', event.detail); } catch { /* as without */ } });
 
 new ResizeObserver(measure).observe(stage);
 let arrived = Promise.resolve();  // one after another: layers need their film
-for (const [name, receive] of [['manet-film', receiveFilm], ['manet-layers', receiveLayers]]) {
+for (const [name, receive] of [['manet-films', receiveFilms], ['manet-layers', receiveLayers]]) {
   addEventListener(name, event => { arrived = arrived.then(() => receive(event.detail)).catch(error => say('failed', error.message)); });
 }

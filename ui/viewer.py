@@ -6,8 +6,6 @@ What it does with them is in viewer.js.
 import base64
 import io
 import json
-import threading
-from collections import OrderedDict
 from html import escape
 from pathlib import Path
 
@@ -15,8 +13,6 @@ import matplotlib
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from starlette.requests import Request
-from starlette.responses import Response
 
 from manet_core import Analysis, XRay
 from manet_core.files.stored import Stored
@@ -26,14 +22,13 @@ from manet_core.report import COLOUR_MAP
 from . import render
 from .claims import claimed
 from .networks import Film
+from .shelves import KEPT, Picture
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 MOST_PIXELS = 9_500_000  # of a film that is sent as it is; larger ones are halved until they have no more
-KEPT = 10  # films of a page that can be shown again
 COLOUR_MAPS = [COLOUR_MAP, "viridis", "cividis", "jet"]  # jet only to compare with papers: it invents edges
 FETCH = "/film"  # where a page fetches a film's values
 _MASK_SIDE = 1024
-_WAIT_S, _MOST_WAITING = 60, 32  # for and of films that are not fetched
 
 # (what to do, its text, its key, whether it can be on, whether it needs the networks' answer); see ACTIONS in viewer.js
 _BUTTONS = [
@@ -68,6 +63,7 @@ _KEYS = [
     ("Backspace · Esc", "take the last line away · put the tool away"),
     ("F · ?", "full screen · these keys"),
 ]
+TOKEN = "() => { try { return sessionStorage.getItem('manet') ?? ''; } catch { return ''; } }"  # see shelves.py
 COURIER = "watch('value', () => dispatchEvent(new CustomEvent('manet-{}', {{detail: props.value}})));"
 
 
@@ -122,47 +118,13 @@ def shell() -> str:
 """
 
 
-class Waiting:
-    """The values of films that pages are about to fetch: 18 MB would be slow as a component's value.
-
-    Each can be fetched once, within a minute, by whoever has its key, which is random and told to one page alone.
-    """
-
-    def __init__(self):
-        self._levels: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def put(self, key: str, levels: bytes) -> None:
-        """Keep a film's values until they are fetched."""
-        timer = threading.Timer(_WAIT_S, self.take, [key])
-        timer.daemon = True
-        timer.start()
-        with self._lock:
-            self._levels[key] = levels
-            while len(self._levels) > _MOST_WAITING:
-                self._levels.popitem(last=False)
-
-    def take(self, key: str) -> bytes | None:
-        """The values, which are then forgotten; None where there are none of that key."""
-        with self._lock:
-            return self._levels.pop(key, None)
-
-    async def answer(self, request: Request) -> Response:
-        """A page's request, its body a film's key."""
-        levels = self.take((await request.body()).decode("ascii", "replace"))
-        if levels is None:
-            return Response("There is no such film.", 404)
-        return Response(levels, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
-
-
-def film_text(x: XRay, key: str, name: str, waiting: Waiting) -> str:
-    """What the viewer is told of a film, as JSON.
+def picture(x: XRay, key: str, name: str) -> Picture:
+    """A film as the viewer gets it; its values are (height, width) of one byte each, or of two if "deep", lower first.
 
     Args:
         x: the X-ray; without `stored`, its pixels are the values.
         key: by which its layers will name it, and the viewer fetches its values: random.
         name: its file's.
-        waiting: where the values are put: (height, width) of one byte each, or of two if "deep", the lower first.
     """
     stored = x.stored or Stored.of(x.pixels)
     levels, shrunk = stored.levels, 1
@@ -179,8 +141,12 @@ def film_text(x: XRay, key: str, name: str, waiting: Waiting) -> str:
         "start": [(value - stored.first) / stored.step for value in stored.window],
         "spacing": x.spacing and vars(x.spacing),
     }  # fmt: skip
-    waiting.put(key, levels.astype("<u2" if deep else np.uint8).tobytes())
-    return json.dumps(film)
+    return Picture(json.dumps(film), levels.astype("<u2" if deep else np.uint8).tobytes())
+
+
+def films_text(pictures: list[Picture], key: str) -> str:
+    """Films for the viewer, as JSON; it shows the one of that key and puts the others beside those it has."""
+    return f'{{"open": {json.dumps(key)}, "films": [{", ".join(picture.text for picture in pictures)}]}}'
 
 
 def layers_text(film: Film, whole: list[str], heatmaps: bool) -> str:
