@@ -264,6 +264,26 @@ def test_panes_move_together(page):
     assert _pixel(page, *places[1]) in ([0, 0, 0], [255, 255, 255])
 
 
+def test_a_heatmap_is_seen_beside_its_mean(page):
+    """And where no mean is known, nothing is said of one."""
+    page.click(".readings thead [data-network=efficientnet_lite0_cbam]")
+    expect(page.locator(".toolbar button:text-is('Mean')")).to_be_hidden()
+    page.focus(".stage")
+    page.keyboard.press("e")
+    expect(page.locator(".labels p")).to_have_count(1)
+    name = next(n for n in page.evaluate("[...document.querySelectorAll('.readings tbody [data-name]')]"
+        ".map(b => b.dataset.name)"))  # fmt: skip
+    page.click(f".readings [data-network=efficientnet_lite0_ma][data-name='{name}']")
+    page.click(".toolbar button:text-is('Mean')")
+    expect(page.locator(".labels b")).to_have_text(["This film", "Mean of 123 X-rays", "Difference"])
+    expect(page.locator(".labels p").first).to_contain_text("half of 123 validation X-rays: 0.50 or more")
+    places = [(30, 24), (270, 216)]  # where the mean is strong, and where it is not
+    strong, weak = (_pixel(page, *_spot(page, *place, pane=1, panes=3)) for place in places)
+    assert strong[0] > strong[2] + 50 and abs(weak[0] - weak[2]) < 30
+    page.click(".toolbar button:text-is('Film')")
+    expect(page.locator(".labels p")).to_have_count(1)
+
+
 def test_ruler_measures_millimetres(page):
     page.keyboard.press("d")
     _drag(page, _spot(page, 100, 60), _spot(page, 180, 120))  # 80 rows of 0.5 mm, 60 columns of 0.25 mm

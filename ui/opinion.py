@@ -375,7 +375,7 @@ class OpinionTab:
         return Claims(results_of(self.networks.weights), self.networks.get().entries)
 
     def _layers(self, film: Film, heatmaps: bool) -> str:
-        return viewer.layers_text(film, self.networks.whole(), heatmaps)
+        return viewer.layers_text(film, self.networks.whole(), heatmaps, self.networks.means)
 
     def _show_anyway(self, film: Film | None) -> dict:
         shown = {self.anyway: gr.update(visible=False)}

@@ -18,6 +18,7 @@ const stage = find('.stage'), canvas = find('canvas'), marks = find('svg'), labe
 const COLOURS = Object.fromEntries(Object.entries(JSON.parse(root.dataset.colours))
   .map(([name, text]) => [name, Uint8Array.from(atob(text), letter => letter.charCodeAt(0))]));  // 256 × (r, g, b)
 const ACCENT = [0.424, 0.773, 0.851];
+const DIFFERENCE = root.dataset.difference;  // colours
 const KEPT = Number(root.dataset.kept);  // films
 const MOST_ZOOM = 64;  // CSS pixels for a pixel of the film
 
@@ -78,11 +79,12 @@ async function receiveFilm(film) {
   film.span = Math.max(most, film.start[1] - film.start[0]);  // of its levels, about
 }
 
-/** A grey PNG's levels, {width, height, values: Uint8Array}. */
-async function grey(url) {
+/** A grey PNG's levels, {width, height, values: Uint8Array}, enlarged by a factor. */
+async function grey(url, factor = 1) {
   const bitmap = await createImageBitmap(await (await fetch(url)).blob(), {colorSpaceConversion: 'none'});
-  const {width, height} = bitmap, pen = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});
-  pen.drawImage(bitmap, 0, 0);
+  const [width, height] = [factor * bitmap.width, factor * bitmap.height];
+  const pen = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});
+  pen.drawImage(bitmap, 0, 0, width, height);
   const data = pen.getImageData(0, 0, width, height).data, values = new Uint8Array(width * height);
   for (let at = 0; at < values.length; at++) values[at] = data[4 * at];
   return {width, height, values};
@@ -90,10 +92,16 @@ async function grey(url) {
 
 async function receiveLayers(text) {
   const layers = JSON.parse(text), waiting = [];
-  const load = (holder, name) => waiting.push(grey(holder[name]).then(picture => { holder[name] = picture; }));
+  const load = (holder, name, factor) =>
+    waiting.push(grey(holder[name], factor).then(picture => { holder[name] = picture; }));
   load(layers, 'raw');
   load(layers, 'mask');
-  for (const network of layers.networks) for (const of of Object.values(network.classes)) load(of, 'heat');
+  for (const network of layers.networks) {
+    for (const of of Object.values(network.classes)) {
+      load(of, 'heat');
+      if (of.mean) for (const name of ['mean', 'difference']) load(of.mean, name, 8);
+    }
+  }
   await Promise.all(waiting);
   const film = films.get(layers.film);
   if (!film) return;
@@ -151,11 +159,18 @@ function arrange() {
     ];
   } else if (look.layout === 'networks' && layers?.networks.length) {
     panes = layers.networks.map(network => ({film, kind: 'heat', network}));
+  } else if (look.layout === 'mean' && chosen(film)?.mean) {
+    const {network, mean} = chosen(film), pane = {film, kind: 'heat', network};
+    panes = [
+      {...pane, label: 'This film', note: mean.note},
+      {...pane, label: `Mean of ${mean.films} X-rays`, note: 'by this network, of this class', heat: mean.mean},
+      {...pane, label: 'Difference', note: 'red: more than the mean, blue: less', heat: mean.difference, middle: 0.5},
+    ];
   } else panes = [main(film)];
   for (const pane of panes) {
     if (pane.kind !== 'heat' && pane.kind !== 'film') continue;
     pane.of = chosen(pane.film, pane.network);
-    if (pane.kind === 'heat') [pane.label, pane.note] = [title(pane.of), `${pane.of.probability}, ${pane.of.note}`];
+    if (pane.kind === 'heat' && !pane.label) [pane.label, pane.note] = [title(pane.of), `${pane.of.probability}, ${pane.of.note}`];
   }
   labels.replaceChildren(...panes.map(pane => {
     const label = document.createElement('p'), bold = document.createElement('b');
@@ -239,7 +254,7 @@ uniform int level, kind;           // of the pyramid; 0 film, 1 mask, 2 lungs
 uniform vec2 size, corner, origin; // of the film; film at the pane's top left; the pane's top left on the canvas
 uniform vec4 box;                  // of the heatmap on the film: left, top, width, height, shares
 uniform vec2 window;               // lowest level shown, 1 / width
-uniform float step_, inverted, fill, outline, gain, opacity, dimmed, high;
+uniform float step_, inverted, fill, outline, gain, opacity, dimmed, high, middle;
 out vec4 colour;
 float value(vec2 at) {
   ivec2 sides = textureSize(film, level), most = sides - 1;
@@ -265,7 +280,8 @@ void main() {
   vec2 inside = (share - box.xy) / box.zw;
   if (opacity > 0. && all(greaterThanEqual(inside, vec2(0.))) && all(lessThanEqual(inside, vec2(1.)))) {
     float h = texture(heat, inside).r * gain;
-    colour.rgb = mix(colour.rgb, texture(colours, vec2((h * 255. + 0.5) / 256., 0.5)).rgb, min(1., 2. * h) * opacity);
+    colour.rgb = mix(colour.rgb, texture(colours, vec2((h * 255. + 0.5) / 256., 0.5)).rgb,
+      min(1., 2. * abs(h - middle) / (1. - middle)) * opacity);
   }
   if (outline > 0.) colour.rgb = mix(colour.rgb, accent, 1. - smoothstep(0.8, 1.8, edge / high));
 }`;
@@ -278,9 +294,11 @@ function recipe(pane) {
   return {
     kind: {raw: 1, mask: 1, lungs: 2}[pane.kind] ?? 0,
     mask: layers ? (pane.kind === 'raw' ? layers.raw : layers.mask) : black,
-    heat: of?.heat ?? black,
+    heat: of ? pane.heat ?? of.heat : black,
+    middle: pane.middle ?? 0,  // of the heatmap's range: where nothing is seen of it
+    colours: pane.middle ? DIFFERENCE : look.colours,
     box: of ? of.network.box : [0, 0, 1, 1],
-    gain: of ? gain(film, of) : 0,
+    gain: of ? (pane.heat ? 1 : gain(film, of)) : 0,
     opacity: of ? look.opacity : 0,
     inverted: film.inverted !== film.flipped ? 1 : 0,
     fill: over && layers && look.mask ? 1 : 0,
@@ -369,8 +387,8 @@ class Gpu {
       const {film} = pane, r = recipe(pane), [left, top] = [pane.left * screen, pane.top * screen];
       const [width, height] = [pane.width * screen, pane.height * screen];
       const levels = film.pyramid.filter(level => level.width <= most && level.height <= most);
-      const colours = {width: 256, height: 1, values: COLOURS[look.colours], rgb: true};
-      [[film, levels, true], [r.mask, [r.mask]], [r.heat, [r.heat]], [look.colours, [colours]]].forEach(
+      const colours = {width: 256, height: 1, values: COLOURS[r.colours], rgb: true};
+      [[film, levels, true], [r.mask, [r.mask]], [r.heat, [r.heat]], [r.colours, [colours]]].forEach(
         ([key, ...how], unit) => {
           gl.activeTexture(gl.TEXTURE0 + unit);
           gl.bindTexture(gl.TEXTURE_2D, this.texture(key, ...how));
@@ -385,7 +403,9 @@ class Gpu {
       gl.uniform4f(place.box, ...r.box);
       gl.uniform2f(place.window, film.window[0], 1 / widthOf(film));
       gl.uniform1f(place.high, screen);
-      for (const name of ['inverted', 'fill', 'outline', 'gain', 'opacity', 'dimmed']) gl.uniform1f(place[name], r[name]);
+      for (const name of ['inverted', 'fill', 'outline', 'gain', 'opacity', 'dimmed', 'middle']) {
+        gl.uniform1f(place[name], r[name]);
+      }
       const box = [Math.round(left), Math.round(canvas.height - top - height), Math.round(width), Math.round(height)];
       gl.viewport(...box);
       gl.scissor(...box);
@@ -432,7 +452,7 @@ class Raster {
     const heatColumns = across(r.heat.width, r.box[0], r.box[2]), heatRows = down(r.heat.height, r.box[1], r.box[3]);
     const first = columns.findIndex(place => place >= 0), last = columns.findLastIndex(place => place >= 0);
     const masked = r.kind || r.fill || r.outline || r.dimmed, outside = r.kind === 2 ? 0 : r.dimmed ? 0.12 : 1;
-    const colours = COLOURS[look.colours], accent = ACCENT.map(share => 255 * share), mask = r.mask.values;
+    const colours = COLOURS[r.colours], accent = ACCENT.map(share => 255 * share), mask = r.mask.values;
     for (let row = 0; row < height; row++) {
       if (rows[row] < 0) continue;
       const line = rows[row] * source.width, maskLine = maskRows[row] * r.mask.width;
@@ -451,7 +471,7 @@ class Raster {
         }
         if (heatLine >= 0 && heatColumns[column] >= 0) {
           const heat = (r.heat.values[heatLine + heatColumns[column]] * r.gain) | 0;
-          share = Math.min(1, heat / 127.5) * r.opacity;
+          share = Math.min(1, 2 * Math.abs(heat / 255 - r.middle) / (1 - r.middle)) * r.opacity;
           red += (colours[3 * heat] - red) * share;
           green += (colours[3 * heat + 1] - green) * share;
           blue += (colours[3 * heat + 2] - blue) * share;
@@ -586,6 +606,7 @@ function tell() {
     if (group === 'reset') button.disabled = !windowed && !film.flipped;
     if (button.hasAttribute('aria-pressed')) put(button, 'aria-pressed', Boolean(on));
     if ('needs' in button.dataset) button.disabled = !film.layers;
+    if (value === 'mean') button.hidden = !chosen(film)?.mean;
   }
   const of = panes.length === 1 && chosen(film), legend = find('.legend-bar');
   const explained = chosen(film);
@@ -697,6 +718,7 @@ const tool = name => () => {
 };
 const ACTIONS = {
   'layout:film': layout('film'), 'layout:stages': layout('stages'), 'layout:networks': layout('networks'),
+  'layout:mean': layout('mean'),
   heat: flip('heat'), mask: flip('mask'), outline: flip('outline'), lungs: flip('lungs'),
   invert: () => { shown.flipped = !shown.flipped; },
   reset: () => { shown.window = [...shown.start]; shown.flipped = false; },
@@ -719,14 +741,15 @@ const ACTIONS = {
 const KEYS = {
   0: 'fit', 1: 'one', '+': 'closer', '=': 'closer', '-': 'farther', i: 'invert', r: 'reset', '[': 'narrower',
   ']': 'wider', ',': 'lower', '.': 'higher', h: 'heat', m: 'mask', o: 'outline', l: 'lungs', a: 'layout:film',
-  s: 'layout:stages', n: 'layout:networks', d: 'tool:ruler', c: 'tool:ratio', Backspace: 'undo', f: 'screen',
+  s: 'layout:stages', n: 'layout:networks', e: 'layout:mean', d: 'tool:ruler', c: 'tool:ratio', Backspace: 'undo', f: 'screen',
   '?': 'help', Escape: 'nothing', ArrowLeft: 'before', ArrowRight: 'next', ArrowUp: 'up', ArrowDown: 'down',
   'Shift+ArrowLeft': 'left', 'Shift+ArrowRight': 'right', 'Shift+ArrowUp': 'above', 'Shift+ArrowDown': 'below',
 };
-const NEED = new Set(['heat', 'mask', 'outline', 'lungs', 'layout:stages', 'layout:networks']);  // layers
+const NEED = new Set(['heat', 'mask', 'outline', 'lungs', 'layout:stages', 'layout:networks', 'layout:mean']);  // layers
 
 function act(name) {
   if (!shown || (NEED.has(name) && !shown.layers)) return;
+  if (name === 'layout:mean' && !chosen(shown)?.mean) return;
   ACTIONS[name]();
   arrange();
 }
@@ -748,7 +771,7 @@ desk.addEventListener('keydown', event => {
 /** One stop of the tab key for all buttons; arrows go from one to the next. */
 find('.toolbar').querySelectorAll('button').forEach((button, at) => { button.tabIndex = at ? -1 : 0; });
 function moveInToolbar(event) {
-  const buttons = [...find('.toolbar').querySelectorAll('button:not(:disabled)')];
+  const buttons = [...find('.toolbar').querySelectorAll('button:not(:disabled, [hidden])')];
   const by = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[event.key];
   const next = buttons[(buttons.indexOf(event.target) + by + buttons.length) % buttons.length];
   for (const button of find('.toolbar').querySelectorAll('button')) button.tabIndex = button === next ? 0 : -1;

@@ -15,7 +15,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from manet_core import Analysis, XRay
+from manet_core.explain import DEFAULT
 from manet_core.files.stored import Stored
+from manet_core.heatmap_means import HeatmapMean, alike, small
 from manet_core.lungs import sides
 from manet_core.report import COLOUR_MAP
 
@@ -27,6 +29,7 @@ from .shelves import KEPT, Picture
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 MOST_PIXELS = 9_500_000  # of a film that is sent as it is; larger ones are halved until they have no more
 COLOUR_MAPS = [COLOUR_MAP, "viridis", "cividis", "jet"]  # jet only to compare with papers: it invents edges
+DIFFERENCE = "coolwarm"  # of a heatmap from the mean, which is in the middle
 FETCH = "/film"  # where a page fetches a film's values
 _MASK_SIDE = 1024
 
@@ -36,6 +39,7 @@ _BUTTONS = [
         ("layout:film", "Film", "A", True, False),
         ("layout:stages", "Stages", "S", True, True),
         ("layout:networks", "Networks", "N", True, True),
+        ("layout:mean", "Mean", "E", True, True),
     ],
     [
         ("heat", "Heatmap", "H", True, True),
@@ -48,7 +52,12 @@ _BUTTONS = [
     [("screen", "Full screen", "F", False, False), ("help", "Keys", "?", False, False)],
 ]
 _WINDOW = [("invert", "Invert", "I", True, False), ("reset", "Reset", "R", False, False)]
-_TITLES = {"tool:ratio": "Cardiothoracic ratio", "lungs": "Lungs alone", "reset": "Window as at first"}
+_TITLES = {
+    "layout:mean": "Heatmap, mean of many films, difference",
+    "tool:ratio": "Cardiothoracic ratio",
+    "lungs": "Lungs alone",
+    "reset": "Window as at first",
+}
 _KEYS = [
     ("wheel, + −", "zoom at the pointer; zoom"),
     ("drag, Shift and arrows", "move"),
@@ -59,6 +68,7 @@ _KEYS = [
     ("← → · ↑ ↓", "network · class"),
     ("H M O L", "heatmap, mask, its outline, lungs alone"),
     ("A · S · N", "film · the four stages · all networks"),
+    ("E", "the heatmap, the mean over many films, the difference"),
     ("D · C", "ruler · heart and thorax, for the cardiothoracic ratio"),
     ("Backspace · Esc", "take the last line away · put the tool away"),
     ("F · ?", "full screen · these keys"),
@@ -91,12 +101,13 @@ def shell() -> str:
         name: base64.b64encode(
             (matplotlib.colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes()
         ).decode()
-        for name in COLOUR_MAPS
+        for name in (*COLOUR_MAPS, DIFFERENCE)
     }
     keys = "".join(f"<tr><th scope='row'>{key}</th><td>{text}</td></tr>" for key, text in _KEYS)
     maps = "".join(f"<option>{name}</option>" for name in COLOUR_MAPS)
     return f"""
-<div class="viewer" data-colours="{escape(json.dumps(colours))}" data-kept="{KEPT}">{render.EMPTY}
+<div class="viewer" data-colours="{escape(json.dumps(colours))}" data-kept="{KEPT}"
+data-difference="{DIFFERENCE}">{render.EMPTY}
 {_toolbar()}
 <div class="stage" id="stage" tabindex="0" role="application" aria-label="X-ray; press ? for its keys"><canvas></canvas>
 <svg aria-hidden="true"></svg><div class="labels"></div><p class="badge" role="status"></p>
@@ -149,13 +160,16 @@ def films_text(pictures: list[Picture], key: str) -> str:
     return f'{{"open": {json.dumps(key)}, "films": [{", ".join(picture.text for picture in pictures)}]}}'
 
 
-def layers_text(film: Film, whole: list[str], heatmaps: bool) -> str:
+def layers_text(
+    film: Film, whole: list[str], heatmaps: bool, means: dict[str, dict[str, HeatmapMean]] | None = None
+) -> str:
     """A film's masks and heatmaps for the viewer, as JSON.
 
     Args:
         film: it.
         whole: networks that are shown the whole X-ray; all others are shown the lungs alone.
         heatmaps: whether they may be seen.
+        means: {network: {class: what its heatmap is compared with}}; None: nothing.
     """
     analysis, size = film.analysis, render.fit(film.shape, _MASK_SIDE)
     lungs = analysis.segmentation
@@ -169,12 +183,13 @@ def layers_text(film: Film, whole: list[str], heatmaps: bool) -> str:
         "seen": f"what the classifiers are shown{but}",
         "raw": _soft(lungs.raw_at(size)),
         "mask": _soft(lungs.at(size)),
-        "networks": [_network(analysis, model) for model in analysis.readings] if heatmaps else [],
+        "networks": [_network(analysis, model, means or {}) for model in analysis.readings] if heatmaps else [],
     }
     return json.dumps(found)
 
 
-def _network(analysis: Analysis, model: str) -> dict:
+def _network(analysis: Analysis, model: str, means: dict[str, dict[str, HeatmapMean]]) -> dict:
+    means = means.get(model, {}) if analysis.explainer == DEFAULT else {}
     reading, (top, left, bottom, right) = analysis.readings[model], analysis.readings[model].box
     return {
         "name": model,
@@ -190,8 +205,21 @@ def _network(analysis: Analysis, model: str) -> dict:
                 "peak": reading.peaks[name],
                 "note": render.figures(model, reading, name),
             }
+            | ({"mean": _beside_mean(heatmap, means[name])} if name in means and reading.peaks[name] > 0 else {})
             for name, heatmap in reading.heatmaps.items()
         },
+    }
+
+
+def _beside_mean(heatmap: np.ndarray, of: HeatmapMean) -> dict:
+    """A heatmap's mean, the difference from it, the middle of whose range is none, and how alike the two are."""
+    own = small(heatmap)
+    correlation = f"correlation {alike(own, of.mean) or 0:.2f}"
+    return {
+        "films": of.films,
+        "mean": render.data_url(of.mean),
+        "difference": render.data_url(np.clip((1 + own - of.mean) / 2, 0, 1)),
+        "note": f"{correlation} with the mean; half of {of.films} validation X-rays: {of.alike:.2f} or more",
     }
 
 
