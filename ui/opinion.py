@@ -155,7 +155,7 @@ class OpinionTab:
         self.guess.input(
             self._reveal, [self.found, self.guess, self.case_panel.answers],
             [self.quiz_panel, self.verdict, *answers, *revealed, *self.case_panel.answered, *others],
-            **quick,
+            preprocess=False, **quick,
         )  # fmt: skip
         self.anyway.click(self._show_anyway, self.found, [self.anyway, self.claim, self.result, self.layers], **quick)
         gr.on(
@@ -307,7 +307,7 @@ class OpinionTab:
 
     def restore(self, token: str, request: gr.Request) -> dict:
         """What a page that was just loaded is told: its token, and the films that it had before it was reloaded."""
-        token, shelf = self.shelves.open(token, request.session_hash, request.username)
+        token, shelf = self.shelves.open(str(token), request.session_hash, request.username)
         told, films = {self.token: token}, shelf.read()
         if self.cases is not None and shelf.answers:
             told |= self.case_panel.after(shelf.answers)
@@ -328,8 +328,9 @@ class OpinionTab:
     def _open(self, event: gr.EventData, request: gr.Request) -> dict:
         """Show one of the page's last films again; or, beside another, what may be seen of it."""
         shelf = self._shelf(request)
-        shelved = shelf.films.get(str(event.film))
-        if getattr(event, "beside", False):
+        asked = event._data if isinstance(event._data, dict) else {}
+        shelved = shelf.films.get(str(asked.get("film")))
+        if asked.get("beside"):
             seen = shelved is not None and shelved.film is not None and not shelved.unread
             return {self.layers: self._revealed(shelved)[self.layers]} if seen else {self.layers: gr.skip()}
         if shelved is None or shelved.film is None:
@@ -461,14 +462,14 @@ class OpinionTab:
         shown = {self.quiz_panel: gr.update(visible=False)} | self._locked(False)
         shown |= self._answers(shelf, shelved) | self._revealed(shelved)
         if (number := shelved.case) is not None:
-            answers.setdefault(number, guess)
+            answers.setdefault(number, str(guess))
             shelf.answers = answers
             shown[self.verdict] = cases.verdict(self.cases, number, answers[number], claimed(analysis))
             return shown | self.case_panel.after(answers)
         task = render.reading_task(analysis)
         if task is not None and analysis.reliable:  # otherwise there is nothing to agree with
-            shelf.score = (shelf.score[0] + (guess in analysis.leading_of(task.name)), shelf.score[1] + 1)
-            verdict = render.verdict(guess, analysis.votes_of(task.name), shelf.score)
+            shelf.score = (shelf.score[0] + (str(guess) in analysis.leading_of(task.name)), shelf.score[1] + 1)
+            verdict = render.verdict(str(guess), analysis.votes_of(task.name), shelf.score)
         return shown | {self.verdict: verdict}
 
     def _report(self, kind: str) -> Callable[[Film | None, str], str]:
