@@ -414,10 +414,16 @@ class Gpu {
   }
 }
 
-/** The shader's arithmetic on the processor, each pixel of the screen that of the film which is nearest. */
+/** The shader's arithmetic on the processor, each pixel of the screen that of the film which is nearest.
+
+    What depends on a level of the film or of a heatmap alone is in tables, so that a pixel costs a few whole numbers. */
 class Raster {
   pen = canvas.getContext('2d', {alpha: false});
   tone = new Uint8ClampedArray(65536);  // of the film's levels
+  toned = '';  // for what window
+  keep = new Uint16Array(256);  // of a heatmap's levels: how much of the film is left, of 256
+  tint = new Uint32Array(3 * 256);  // and 256 times what red, green and blue is added
+  pictures = new Map();  // of panes, by their size
   forget() {}
 
   /** Pixels of the canvas for a CSS pixel: no more than keep a movement smooth. */
@@ -430,60 +436,121 @@ class Raster {
     for (const pane of panes) this.drawPane(pane, screen);
   }
 
-  drawPane(pane, screen) {
-    const {film} = pane, r = recipe(pane), low = film.window[0], slope = 255 / widthOf(film);
-    const width = Math.floor(pane.width * screen), height = Math.floor(pane.height * screen), {tone} = this;
-    for (let level = 0; level < 65536; level++) {
-      const grey = within(0, (level - low) * slope, 255);
-      tone[level] = r.inverted ? 255 - grey : grey;
+  setTone(film, inverted) {
+    const low = film.window[0], slope = 255 / widthOf(film), {tone} = this, key = `${low} ${slope} ${inverted}`;
+    if (key === this.toned) return;
+    this.toned = key;
+    const [from, by] = inverted ? [255 + low * slope, -slope] : [-low * slope, slope];
+    for (let level = 0; level < 65536; level++) tone[level] = from + level * by;  // which clamps, and rounds
+  }
+
+  setTint(r) {
+    const colours = COLOURS[r.colours], {keep, tint} = this;
+    for (let level = 0; level < 256; level++) {
+      const heat = (level * r.gain) | 0;
+      const share = Math.min(1, 2 * Math.abs(heat / 255 - r.middle) / (1 - r.middle)) * r.opacity;
+      keep[level] = Math.round(256 * (1 - share));
+      for (let of = 0; of < 3; of++) tint[3 * level + of] = Math.round(colours[3 * heat + of] * (256 - keep[level]));
     }
-    const picture = this.pen.createImageData(width, height), out = new Uint32Array(picture.data.buffer).fill(0xff000000);
+  }
+
+  /** A picture to draw a pane into; what of the pane is beside the film stays black. */
+  picture(width, height) {
+    const key = `${width} ${height}`;
+    if (!this.pictures.has(key)) {
+      if (this.pictures.size > 8) this.pictures.clear();
+      const picture = this.pen.createImageData(width, height);
+      this.pictures.set(key, {picture, out: new Uint32Array(picture.data.buffer)});
+    }
+    return this.pictures.get(key);
+  }
+
+  drawPane(pane, screen) {
+    const {film} = pane, r = recipe(pane), {tone, keep, tint} = this;
+    const width = Math.floor(pane.width * screen), height = Math.floor(pane.height * screen);
+    this.setTone(film, r.inverted);
+    if (r.opacity) this.setTint(r);
+    const {picture, out} = this.picture(width, height);
     const perPixel = 1 / scaleOf(pane) / screen, corner = toFilm(pane, [pane.left, pane.top]);
     const source = film.pyramid[within(0, Math.floor(Math.log2(perPixel) + 0.25), film.pyramid.length - 1)];
     /** Where each row or column of the canvas falls on a picture; -1 beside it. */
-    const places = (count, start, side, of, from = 0, share = 1) => Int32Array.from({length: count}, (_, at) => {
-      const place = ((start + (at + 0.5) * perPixel) / side - from) / share;
-      return place < 0 || place >= 1 ? -1 : Math.floor(place * of);
-    });
+    const places = (count, start, side, of, from = 0, share = 1) => {
+      const found = new Int32Array(count);
+      for (let at = 0; at < count; at++) {
+        const place = ((start + (at + 0.5) * perPixel) / side - from) / share;
+        found[at] = place < 0 || place >= 1 ? -1 : Math.floor(place * of);
+      }
+      return found;
+    };
     const across = (of, from, share) => places(width, corner[0], film.width, of, from, share);
     const down = (of, from, share) => places(height, corner[1], film.height, of, from, share);
-    const columns = across(source.width), rows = down(source.height);
-    const maskColumns = across(r.mask.width), maskRows = down(r.mask.height);
-    const heatColumns = across(r.heat.width, r.box[0], r.box[2]), heatRows = down(r.heat.height, r.box[1], r.box[3]);
-    const first = columns.findIndex(place => place >= 0), last = columns.findLastIndex(place => place >= 0);
-    const masked = r.kind || r.fill || r.outline || r.dimmed, outside = r.kind === 2 ? 0 : r.dimmed ? 0.12 : 1;
-    const colours = COLOURS[r.colours], accent = ACCENT.map(share => 255 * share), mask = r.mask.values;
+    const columns = across(source.width), rows = down(source.height), {values} = source;
+    const first = Math.max(0, columns.findIndex(place => place >= 0));
+    const end = columns.findLastIndex(place => place >= 0) + 1;
+    const masked = Boolean(r.kind || r.fill || r.outline || r.dimmed);
+    const maskColumns = masked ? across(r.mask.width) : null, maskRows = masked ? down(r.mask.height) : null;
+    const heatRows = r.opacity ? down(r.heat.height, r.box[1], r.box[3]) : null;
+    const heatColumns = r.opacity ? across(r.heat.width, r.box[0], r.box[2]) : null;
+    const heat = r.heat.values;
     for (let row = 0; row < height; row++) {
-      if (rows[row] < 0) continue;
-      const line = rows[row] * source.width, maskLine = maskRows[row] * r.mask.width;
-      const below = maskRows[row + 1] >= 0 ? maskRows[row + 1] * r.mask.width : maskLine;  // a row of the mask, too
-      const heatLine = r.opacity && heatRows[row] >= 0 ? heatRows[row] * r.heat.width : -1;
-      for (let column = Math.max(0, first), at = row * width + column; column <= last; column++, at++) {
-        let grey = r.kind === 1 ? 0 : tone[source.values[line + columns[column]]], level = 0;
-        if (masked) {
-          level = mask[maskLine + maskColumns[column]];
-          if (r.kind === 1) grey = level > 127 ? 255 : 0;
-          else if (level <= 127) grey *= outside;
-        }
-        let red = grey, green = grey, blue = grey, share = 0;
-        if (r.fill && level > 127) {
-          red += (accent[0] - red) * 0.28; green += (accent[1] - green) * 0.28; blue += (accent[2] - blue) * 0.28;
-        }
-        if (heatLine >= 0 && heatColumns[column] >= 0) {
-          const heat = (r.heat.values[heatLine + heatColumns[column]] * r.gain) | 0;
-          share = Math.min(1, 2 * Math.abs(heat / 255 - r.middle) / (1 - r.middle)) * r.opacity;
-          red += (colours[3 * heat] - red) * share;
-          green += (colours[3 * heat + 1] - green) * share;
-          blue += (colours[3 * heat + 2] - blue) * share;
-        }
-        const beside = r.outline ? mask[maskLine + maskColumns[Math.min(column + 1, last)]] : 0;
-        if (r.outline && (level > 127 !== beside > 127 || level > 127 !== mask[below + maskColumns[column]] > 127)) {
-          [red, green, blue] = accent;
-        }
-        out[at] = 0xff000000 | (blue << 16) | (green << 8) | red;
+      const start = row * width;
+      if (rows[row] < 0) {
+        out.fill(0xff000000, start, start + width);
+        continue;
+      }
+      out.fill(0xff000000, start, start + first);
+      out.fill(0xff000000, start + end, start + width);
+      const line = rows[row] * source.width;
+      for (let column = first, at = start + first; column < end; column++, at++) {
+        out[at] = 0xff000000 | tone[values[line + columns[column]]] * 0x010101;
+      }
+      if (masked) this.drawMask(r, out, start, first, end, maskRows, maskColumns, row);
+      if (!r.opacity || heatRows[row] < 0) continue;
+      const heatLine = heatRows[row] * r.heat.width;
+      for (let column = first, at = start + first; column < end; column++, at++) {
+        if (heatColumns[column] < 0) continue;
+        const level = heat[heatLine + heatColumns[column]], left = keep[level], before = out[at];
+        if (left === 256) continue;
+        const red = ((before & 255) * left + tint[3 * level]) >> 8;
+        const green = ((before >> 8 & 255) * left + tint[3 * level + 1]) >> 8;
+        const blue = ((before >> 16 & 255) * left + tint[3 * level + 2]) >> 8;
+        out[at] = 0xff000000 | blue << 16 | green << 8 | red;
       }
     }
+    if (r.outline) this.drawOutline(r, out, width, height, rows, columns, maskRows, maskColumns);
     this.pen.putImageData(picture, Math.round(pane.left * screen), Math.round(pane.top * screen));
+  }
+
+  /** What the mask does to a row of the film: it is shown itself, hides or dims what is outside, or is laid over it. */
+  drawMask(r, out, start, first, end, maskRows, maskColumns, row) {
+    const line = maskRows[row] * r.mask.width, mask = r.mask.values, accent = ACCENT.map(share => 0.28 * 255 * share);
+    const outside = r.kind === 2 ? 0 : r.dimmed ? 0.12 : 1;
+    for (let column = first, at = start + first; column < end; column++, at++) {
+      const lung = mask[line + maskColumns[column]] > 127;
+      let grey = out[at] & 255;
+      if (r.kind === 1) grey = lung ? 255 : 0;
+      else if (!lung) grey *= outside;
+      if (r.fill && lung) {
+        const [red, green, blue] = accent;
+        out[at] = 0xff000000 | (0.72 * grey + blue) << 16 | (0.72 * grey + green) << 8 | (0.72 * grey + red);
+      } else out[at] = 0xff000000 | grey << 16 | grey << 8 | grey;
+    }
+  }
+
+  /** The edge of the mask, above all else. */
+  drawOutline(r, out, width, height, rows, columns, maskRows, maskColumns) {
+    const [red, green, blue] = ACCENT.map(share => 255 * share), colour = 0xff000000 | blue << 16 | green << 8 | red;
+    const mask = r.mask.values, last = columns.findLastIndex(place => place >= 0);
+    for (let row = 0; row < height; row++) {
+      if (rows[row] < 0) continue;
+      const line = maskRows[row] * r.mask.width;
+      const below = maskRows[row + 1] >= 0 ? maskRows[row + 1] * r.mask.width : line;  // a row of the mask, too
+      for (let column = Math.max(0, columns.findIndex(place => place >= 0)); column <= last; column++) {
+        const here = mask[line + maskColumns[column]] > 127;
+        const beside = mask[line + maskColumns[Math.min(column + 1, last)]] > 127;
+        if (here !== beside || here !== mask[below + maskColumns[column]] > 127) out[row * width + column] = colour;
+      }
+    }
   }
 }
 
@@ -555,9 +622,12 @@ let pointer = null;  // place of the mouse on the stage
 /** A number with as many digits as a step of the film's values needs. */
 const rounded = (value, step) => value.toFixed(within(0, Math.ceil(-Math.log10(step)), 4));
 
+/** Another text in a place; in the text node that is there, as a new one costs a frame a new style. */
 function say(name, text) {
   const place = find(`.${name}`);
-  if (place.textContent !== text) place.textContent = text;
+  if (place.textContent === text) return;
+  if (place.firstChild) place.firstChild.data = text;
+  else place.textContent = text;
 }
 
 /** Set an attribute if it is another: what is the same costs a frame all the same. */
