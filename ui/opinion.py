@@ -280,7 +280,7 @@ class OpinionTab:
         else:
             shelved.film, shelved.x = film, None if analysis.fault is None else x
             shelved.unread = case is not None or quiz and bool(analysis.tasks)
-            shelf.quiz = quiz
+            shelf.quiz = quiz if case is None else shelf.quiz
             self.shelves.put(shelf, key, shelved)
             yield self._shown(shelf, shelved)
 
