@@ -112,6 +112,8 @@ def campaign(url: str, count: int, seed: int = 0) -> tuple[Counter, list[str]]:
             wrong.append(f"{number}: no answer in {LONGEST_S} s to {request[0]} {request[1][:80]}")
             continue
         statuses[status] += 1
+        if status == 500:
+            wrong.append(f"{number}: failed: {request[0]} {request[1][:80]} {request[2][:200]!r}")
         if re.search(rb"root:.*:0:0|Traceback|def main\(|site-packages", text):
             wrong.append(f"{number}: tells of its machine: {request[0]} {request[1][:80]}")
     status, _ = send(url, "GET", "/", b"", {"Host": f"127.0.0.1:{port}"})

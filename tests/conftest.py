@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from manet_core import CLASSES, create_classifier, create_segmenter
 from manet_core.phantom import phantom, phantom_mask
 from manet_core.tasks import get_task
-from manet_core.weights import read_manifest, sha256, write_manifest
+from manet_core.weights import fingerprint, read_manifest, sha256, write_manifest
 from train.measures.study import last_layer
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +87,22 @@ def behind_shipped_segmenter(random: Path, weights: Path, folder: Path) -> Path:
         (folder / path.name).symlink_to(path.resolve())
     write_manifest(folder, read_manifest(random) | {"resunet": segmenter})
     return folder
+
+
+def with_mean(folder: Path, name: str) -> None:
+    """Give a network of a weights folder a mean heatmap of each class: strongest in the picture's upper left."""
+    models, path = read_manifest(folder), folder / "heatmaps.safetensors"
+    of, segmenter = models[name], models["resunet"]
+    save_file({name: torch.linspace(1, 0, 28).outer(torch.linspace(1, 0, 28)).repeat(len(of["classes"]), 1, 1)}, path)
+    of["heatmaps"] = {
+        "file": path.name,
+        "sha256": sha256(path),
+        "of": fingerprint(of),
+        "segmenter": fingerprint(segmenter),
+        "films": dict.fromkeys(of["classes"], 123),
+        "alike": dict.fromkeys(of["classes"], 0.5),
+    }
+    write_manifest(folder, models)
 
 
 @pytest.fixture(scope="session")
@@ -229,6 +245,7 @@ def expect(locator):
 @pytest.fixture(scope="session")
 def server(random_weights, weights, tmp_path_factory):
     folder = behind_shipped_segmenter(random_weights, weights, tmp_path_factory.mktemp("weights"))
+    with_mean(folder, "efficientnet_lite0_ma")
     with served(folder, tmp_path_factory.mktemp("server")) as url_and_uploads:
         yield url_and_uploads
 

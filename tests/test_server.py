@@ -84,12 +84,42 @@ def test_other_names_and_other_sites_are_refused(server, ask):
         assert ask("GET", "/", Host=host)[0] == 421
     for host in (f"localhost:{port}", f"[::1]:{port}", f"{socket.gethostname()}:{port}"):
         assert ask("GET", "/", Host=host)[0] == 200
-    join, kind = ("POST", "/gradio_api/queue/join", b"{}"), {"Content_Type": "application/json"}
+    join = ("POST", "/gradio_api/queue/join", b'{"fn_index": 0}')
+    kind = {"Content_Type": "application/json"}
     for origin in ("http://evil.example", "null", f"http://127.0.0.1:{port + 1}", "http://["):
         assert ask(*join, Origin=origin, **kind)[0] == 403
     assert ask(*join, Origin=f"http://127.0.0.1:{port}", **kind)[0] == 422  # it is no proper request, but it was let in
     assert ask("GET", "/gradio_api/info", Sec_Fetch_Site="cross-site")[0] == 403
     assert ask("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+
+
+def test_a_call_of_no_function_is_refused_and_junk_is_no_failure(ask):
+    """Before Gradio fails at it; the page's own functions take what comes."""
+    kind = {"Content_Type": "application/json"}
+
+    def call(name: str, **body: object) -> int:
+        return ask("POST", f"/gradio_api/{name}", json.dumps({"session_hash": "x"} | body).encode(), **kind)[0]
+
+    for name in ("run/predict", "queue/join"):
+        for number in (
+            {},
+            {"fn_index": 999},
+            {"fn_index": -1},
+            {"fn_index": "0"},
+            {"fn_index": None},
+            {"fn_index": []},
+        ):
+            assert call(name, data=[None], **number) == 404
+    functions = [f for f in json.loads(ask("GET", "/config")[1])["dependencies"] if not f["queue"]]
+    assert len(functions) > 10
+    for function in functions:
+        number, count = function["id"], len(function["inputs"])
+        assert call("run/predict", fn_index=number, data=[None] * (count + 1)) in (400, 404)
+        for value in (None, True, "x", {"path": "/etc/passwd"}):
+            for event in (None, {}, 5):
+                assert call("run/predict", fn_index=number, data=[value] * count, event_data=event) in (200, 404)
+    for folder in ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/"):
+        assert ask("GET", folder + 300 * "a")[0] == 404
 
 
 @pytest.mark.parametrize(

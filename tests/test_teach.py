@@ -16,12 +16,13 @@ from PIL import Image
 
 import app
 from manet_core import Analysis, create_classifier
+from manet_core.heatmap_means import alike
 from manet_core.lungs import Lungs
 from manet_core.phantom import PLACES, phantom, phantom_mask
 from manet_core.tasks import get_task
 from ui import cases, lecture
 from ui.cases import CasesError, asked_task, load_cases
-from ui.lecture import SCREENS, Show, alike, compared_networks, watched, without_lungs
+from ui.lecture import SCREENS, Show, compared_networks, watched, without_lungs
 from ui.lessons import LESSONS, lesson
 from ui.networks import Networks
 from ui.teach import AS_MADE, shown_input

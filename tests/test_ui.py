@@ -293,19 +293,10 @@ def test_fit(shape, expected):
 
 def _told(x: XRay) -> tuple[dict, np.ndarray]:
     """What the viewer is told of a film, and the values that it fetches."""
-    waiting = viewer.Waiting()
-    film = json.loads(viewer.film_text(x, "key", "<b>.dcm", waiting))
-    levels = np.frombuffer(waiting.take("key"), "<u2" if film["deep"] else "u1")
+    picture = viewer.picture(x, "key", "<b>.dcm")
+    (film,) = json.loads(viewer.films_text([picture], "key"))["films"]
+    levels = np.frombuffer(picture.levels, "<u2" if film["deep"] else "u1")
     return film, levels.reshape(film["height"], film["width"])
-
-
-def test_a_film_is_fetched_once_by_its_key():
-    waiting = viewer.Waiting()
-    waiting.put("key", b"levels")
-    assert waiting.take("another") is None and waiting.take("key") == b"levels" and waiting.take("key") is None
-    for number in range(40):
-        waiting.put(str(number), b"")
-    assert waiting.take("0") is None and waiting.take("39") == b""
 
 
 def test_the_viewer_gets_every_value_of_a_film(rng):

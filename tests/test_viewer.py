@@ -1,12 +1,13 @@
 """The viewer, driven as a reader would: by wheel, mouse, fingers and keys."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pydicom
 import pytest
-from conftest import BROWSER_ARGS, WAIT_S, expect
+from conftest import BROWSER_ARGS, WAIT_S, expect, wait_until
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from manet_core import load_xray
@@ -263,6 +264,28 @@ def test_panes_move_together(page):
     assert _pixel(page, *places[1]) in ([0, 0, 0], [255, 255, 255])
 
 
+def test_a_heatmap_is_seen_beside_its_mean(page):
+    """And where no mean is known, nothing is said of one."""
+    page.click(".readings thead [data-network=efficientnet_lite0_cbam]")
+    expect(page.locator(".toolbar button:text-is('Mean')")).to_be_hidden()
+    page.focus(".stage")
+    page.keyboard.press("e")
+    expect(page.locator(".labels p")).to_have_count(1)
+    for button in page.locator(".readings [data-network=efficientnet_lite0_ma][data-name]").all():
+        button.click()
+        _zoom(page)
+        if page.is_visible(".toolbar button:text-is('Mean')"):  # there is evidence for that class
+            break
+    page.click(".toolbar button:text-is('Mean')")
+    expect(page.locator(".labels b")).to_have_text(["This film", "Mean of 123 X-rays", "Difference"])
+    expect(page.locator(".labels p").first).to_contain_text("half of 123 validation X-rays: 0.50 or more")
+    places = [(30, 24), (270, 216)]  # where the mean is strong, and where it is not
+    strong, weak = (_pixel(page, *_spot(page, *place, pane=1, panes=3)) for place in places)
+    assert strong[0] > strong[2] + 50 and abs(weak[0] - weak[2]) < 30
+    page.click(".toolbar button:text-is('Film')")
+    expect(page.locator(".labels p")).to_have_count(1)
+
+
 def test_ruler_measures_millimetres(page):
     page.keyboard.press("d")
     _drag(page, _spot(page, 100, 60), _spot(page, 180, 120))  # 80 rows of 0.5 mm, 60 columns of 0.25 mm
@@ -352,12 +375,66 @@ def test_the_next_film_is_seen_as_it_is_and_the_last_ones_stay(page, server):
     expect(page.locator(".labels p")).to_have_count(1)
 
 
-def test_a_reload_asks_first(page):
+def _strip(page) -> list[str]:
+    return page.locator(".strip li > button:first-child").all_inner_texts()
+
+
+def test_a_reload_loses_nothing(page, server, chromium):
+    """Films, the reading of the one that was shown and the strip are back, and no network was asked again."""
+    page.reload()
+    page.wait_for_selector(".toolbar button:text-is('Mask'):enabled")
+    if len(_strip(page)) < 2:
+        page.click("button:has-text('Faint shadow')")
+        page.wait_for_selector("#read >> text=phantom, faint shadow")
+        page.wait_for_selector(".strip button[title='Show deep.dcm']")
+        page.click(".strip button[title='Show deep.dcm']")
+    page.wait_for_selector("#read >> text=deep.dcm")
+    page.wait_for_selector(".readings")
+    read, table, films = page.inner_text("#read"), page.inner_text(".readings"), _strip(page)
+    drawn = _pixels(page, [_spot(page, row, 120) for row in range(20, 300, 40)])
+
+    page.reload()
+    page.wait_for_selector(".toolbar button:text-is('Mask'):enabled")
+    assert page.inner_text("#read") == read  # with the moment at which it was read, and a hash of its pixels
+    assert page.inner_text(".readings") == table
+    wait_until(lambda: _strip(page) == films)
+    assert _pixels(page, [_spot(page, row, 120) for row in range(20, 300, 40)]) == drawn
+    assert page.get_attribute(".strip button[title='Show deep.dcm']", "aria-current") == "true"
+
+    page.locator(".strip .side").first.click()  # beside the film, with what its networks say
+    expect(page.locator(".labels p")).to_have_count(2)
+    wait_until(lambda: len(page.locator(".labels p").nth(1).inner_text().split("\n")[0].split(" ")) > 3)
+    page.click(".strip button:text-is('close')")
+    assert page.inner_text("#read") == read
+
+    kept = page.evaluate("[{...localStorage}, {...sessionStorage}, document.cookie, location.href]")
+    assert list(kept[1]) == ["manet"] and re.fullmatch(r"[\w-]{43}", kept[1]["manet"])
+    assert "deep" not in json.dumps(kept) and kept[0] == {}
+
+    other = chromium.new_page()  # of another tab, and one with a token that the server never made
+    try:
+        for token in ("", "x" * 43):
+            other.goto(server[0])
+            other.evaluate("token => token && sessionStorage.setItem('manet', token)", token)
+            other.reload()
+            other.wait_for_function("old => sessionStorage.getItem('manet') !== old", arg=token or None)
+            assert other.is_visible("text=Drop a frontal chest X-ray here") and other.locator(".readings").count() == 0
+            assert other.evaluate("sessionStorage.getItem('manet')") not in (token, kept[1]["manet"])
+    finally:
+        other.close()
+
+
+def test_a_reload_asks_first_while_a_film_is_read(page):
     asked = []
     page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    page.click("button:has-text('Clear lungs')")
+    page.wait_for_selector("#status .spinner")
     page.evaluate("setTimeout(() => location.reload())")
-    page.wait_for_timeout(500)
-    assert asked == ["beforeunload"] and page.locator(".strip li, .readings").count() > 0
+    wait_until(lambda: (page.evaluate("1"), asked)[1])
+    assert asked == ["beforeunload"]
+    page.wait_for_selector("#read >> text=phantom, clear lungs")
+    page.click(".strip button[title='Show deep.dcm']")
+    page.wait_for_selector("#read >> text=deep.dcm")
 
 
 def test_the_keyboard_skips_to_the_film(page):

@@ -62,5 +62,7 @@ class CasePanel:
         return cases.score(self._listed, answers), gr.update(visible=True)
 
     def _file(self, answers: dict[int, str], name: str) -> str:
-        data = base64.b64encode(cases.as_csv(self._listed, answers, name[:LONGEST_NAME]).encode("utf-8-sig")).decode()
+        data = base64.b64encode(
+            cases.as_csv(self._listed, answers, (name or "")[:LONGEST_NAME]).encode("utf-8-sig")
+        ).decode()
         return f'<a download="{_SAVED}" href="data:text/csv;base64,{data}">Save {_SAVED} again</a>'

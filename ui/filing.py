@@ -32,7 +32,7 @@ def connect(
     def answer(film: Film | None, file: dict) -> tuple[str, None]:
         return saved_dicom(film, file, networks, uploads), None
 
-    made = button.upload(answer, [found, button], [saved, button], preprocess=False, queue=False, **event)
+    made = button.upload(answer, [found, button], [saved, button], preprocess=False, concurrency_limit=4, **event)
     made.then(None, js="() => document.querySelector('#saved a')?.click()", **event)
 
 

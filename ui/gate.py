@@ -30,6 +30,7 @@ SILENCE_S = 30  # in which some of a request must come
 SLOWEST = 4096  # bytes a second, after the first `SILENCE_S`
 FAILURES, FORGIVEN_S = 5, 300  # failed logins of one address, and after how long they are forgotten
 _LONGEST_NAME = 100  # of a session
+_LONGEST_PATH = 250  # bytes; of a longer name, Gradio asks the file system in vain
 _API = "/gradio_api/"
 _UPLOAD = _API + "upload"
 _PATHS = {
@@ -48,6 +49,7 @@ _PATHS = {
     *(_API + name for name in "info user login_check app_id startup-events theme.css upload_progress".split()),
     *(_API + name for name in "queue/join queue/data queue/status run/predict cancel reset mcp".split()),
 }
+_CALLS = (_API + "run/predict", _API + "queue/join")  # which name a function by its number
 _FOLDERS = ("/static/", "/assets/", "/svelte/", _API + "heartbeat/", _API + "call/", _API + "mcp/")
 _HEADERS = {
     # Gradio's scripts are inline and use eval; nothing may come from, or go to, another place.
@@ -106,7 +108,7 @@ class Gate:
         try:
             headers = Headers(scope=scope)
             self._check_origin(headers, path)
-            if path not in _PATHS and not path.startswith(_FOLDERS):
+            if path not in _PATHS and not path.startswith(_FOLDERS) or len(path.encode()) > _LONGEST_PATH:
                 raise Refusal(404, "There is nothing here.")
             length = self._check_length(headers, path)
             if path == "/login":
@@ -118,7 +120,7 @@ class Gate:
         self._arriving += uploaded
         try:
             if scope["method"] == "POST" and path.startswith(_API) and not path.startswith((_UPLOAD, _API + "mcp")):
-                receive = await _checked(receive, headers)
+                receive = await _checked(receive, headers, scope)
             await self.app(scope, receive, answer)
         except Refusal as refusal:
             await PlainTextResponse(str(refusal), refusal.status)(scope, receive, answer)
@@ -229,11 +231,12 @@ def _paced(receive: Receive, upload: bool) -> Receive:
     return next_message
 
 
-async def _checked(receive: Receive, headers: Headers) -> Receive:
+async def _checked(receive: Receive, headers: Headers, scope: Scope) -> Receive:
     """`receive` once more, of a request to an endpoint that is whole and of the shape that Gradio expects.
 
     Of other text than JSON it fails to quote the fault; and one empty name of a session, which it stores under another
-    name than it looks for, makes it fail for everybody who asks until that request has had its turn.
+    name than it looks for, makes it fail for everybody who asks until that request has had its turn. It also fails at
+    functions that it does not have, and at those that get fewer or more values than they take.
     """
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "Send JSON, and say so: Content-Type: application/json.")
@@ -252,12 +255,24 @@ async def _checked(receive: Receive, headers: Headers) -> Receive:
     session = asked.get("session_hash")
     if session is not None and not (isinstance(session, str) and 0 < len(session) <= _LONGEST_NAME):
         raise Refusal(400, "The name of the session is empty or too long; leave it out.")
+    if scope["path"].rstrip("/") in _CALLS:
+        _check_function(asked, scope)
     whole = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
 
     async def again() -> Message:
         return next(whole, None) or await receive()
 
     return again
+
+
+def _check_function(asked: dict, scope: Scope) -> None:
+    number, data = asked.get("fn_index"), asked.get("data")
+    function = scope["app"].get_blocks().fns.get(number) if isinstance(number, int) else None
+    if function is None or function.fn is None:
+        raise Refusal(404, "There is no such function; see view_api() of gradio_client for those there are.")
+    direct = scope["path"].startswith(_CALLS[0])  # as pages call it; of others, Gradio itself fills up what is missing
+    if direct and isinstance(data, list) and len(data) != len(function.inputs):
+        raise Refusal(400, f"The function takes {len(function.inputs)} values.")
 
 
 def patient(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:

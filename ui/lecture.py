@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from manet_core import Analysis, WeightsError
+from manet_core.heatmap_means import alike
 from manet_core.networks.attention import AttentionMap
 from manet_core.preprocess import resize
 from manet_core.tasks import get_task
@@ -104,13 +105,6 @@ def watched(net: torch.nn.Module, attention: str, image: np.ndarray, mask: np.nd
         behind = Watched(given[1], attention)
         net.walk(given[0], behind)
     return behind.seen
-
-
-def alike(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Pearson's correlation of two heatmaps of one shape; None where one of them is the same everywhere."""
-    if not (a.std() > 0 and b.std() > 0):
-        return None
-    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
 def mask_screen(show: Show) -> str:

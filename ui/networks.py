@@ -15,6 +15,7 @@ import torch
 
 from manet_core import Analysis, Pipeline, WeightsError, XRay, create_classifier
 from manet_core.explain import DEFAULT, get_explainer
+from manet_core.heatmap_means import HeatmapMean, load_means
 from manet_core.phantom import phantom
 from manet_core.preprocess import View, resize
 from manet_core.tasks import list_tasks
@@ -74,9 +75,14 @@ class Networks:
     Args:
         weights: folder with manifest.json, or a manifest file.
         models: the classifiers to run; None: all that have weights.
+
+    Attributes:
+        means: {network: {class: the mean of its heatmaps by Grad-CAM}}, where these are of the very weights; {} before
+            the pipeline is loaded.
     """
 
     def __init__(self, weights: str | Path, models: list[str] | None = None):
+        self.means: dict[str, dict[str, HeatmapMean]] = {}
         self.weights, self.models, self._pipeline, self._random = weights, models, None, None
         self._loading, self._turn, self._warm = threading.Lock(), threading.Lock(), False
         self._changed, self._urgent, self._answered = threading.Condition(), 0, 0.0
@@ -89,7 +95,9 @@ class Networks:
         """
         with self._loading:
             if self._pipeline is None:
-                self._pipeline = Pipeline.load(self.weights, self.models)
+                pipeline = Pipeline.load(self.weights, self.models)
+                self.means = load_means(self.weights, pipeline.entries)
+                self._pipeline = pipeline
             return self._pipeline
 
     def warm(self) -> None:

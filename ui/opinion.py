@@ -5,9 +5,8 @@ import io
 import json
 import logging
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,52 +24,31 @@ from .claims import Claims, claimed, summary
 from .lessons import CHOOSE, LESSONS, gallery, lesson
 from .networks import ANALYSES, EXPLANATIONS, Film, Networks, results_of
 from .newest import Newest, Superseded
+from .shelves import Shelf, Shelved, Shelves
 from .startup import bare_html, gr
 from .uploads import Uploads
 
 PHANTOMS = {"Clear lungs": (0, 0.0), "Faint shadow": (1, 0.5), "Dense shadow": (2, 1.0)}  # name: (seed, opacity)
-KEEP_S = 1800  # seconds for which a result waits for another class to be chosen, or for a report
 LONGEST_NOTE = 600  # characters
 _FAILED = "The analysis failed, and the server’s log says why; try another picture."
 _PRIVATE = {"api_visibility": "private"}
-
-
-@dataclass
-class Shelf:
-    """The films of a page that can be shown again.
-
-    Attributes:
-        films: {key: film}, no more than the viewer has.
-        unread: keys of those that a student has still to read.
-        faulty: the newest film's key and the film itself, where it is presented wrongly; see `manet_core.pose`.
-        cases: {key: number of its case} of films of the lecturer's list.
-    """
-
-    films: OrderedDict[str, Film] = field(default_factory=OrderedDict)
-    unread: set[str] = field(default_factory=set)
-    faulty: tuple[str, XRay] | None = None
-    cases: dict[str, int] = field(default_factory=dict)
-
-    def put(self, film: Film) -> None:
-        """Add a film, or what is now known of it."""
-        self.films[film.key] = film
-        while len(self.films) > viewer.KEPT:
-            self.unread.discard(self.films.popitem(last=False)[0])
 
 
 class OpinionTab:
     """Draws the tab into the page that is being built, and answers it.
 
     The name of an X-ray's file is shown, and printed on the report, so that its reader can tell which film a reading
-    belongs to. It stays in the memory of this page's session and goes with it: it is in no log, no file and no answer
+    belongs to. It stays on this page's shelf, in memory, and goes with it: it is in no log, no file and no answer
     to another page. Nothing else of the file is shown that could tell a patient.
+
+    A page that is reloaded gets back its films and what was said of them.
 
     Args:
         networks: what reads the X-rays.
         uploads: what reads their files.
         newest: runs what a page asks for later, other heatmaps or further networks.
         found: the state that holds the `Film` that is shown.
-        waiting: where films are put for the page to fetch.
+        shelves: where the films of pages are kept.
         cases: what a lecturer prepared for students to read; None: nothing.
 
     Attributes:
@@ -78,17 +56,15 @@ class OpinionTab:
     """
 
     def __init__(
-        self, networks: Networks, uploads: Uploads, newest: Newest, found: gr.State, waiting: viewer.Waiting,
+        self, networks: Networks, uploads: Uploads, newest: Newest, found: gr.State, shelves: Shelves,
         cases: CaseList | None = None,
     ):  # fmt: skip
         self.networks, self.uploads, self.newest, self.found = networks, uploads, newest, found
-        self.waiting, self.cases = waiting, cases
+        self.shelves, self.cases = shelves, cases
         self._draw()
 
     def _draw(self) -> None:
         tasks = self.networks.tasks()
-        self.score = gr.State((0, 0))  # of “read first”: agreements with the networks, X-rays read
-        self.shelf = gr.State(Shelf(), time_to_live=KEEP_S)
         with gr.Row(equal_height=True, elem_id="top"):
             self.drop = gr.File(label="X-ray", show_label=False, height=76, scale=3, elem_id="drop")
             with gr.Column(scale=2, elem_classes="phantoms"):
@@ -102,9 +78,9 @@ class OpinionTab:
             with gr.Column(scale=1, elem_id="film-side"):
                 self.viewer = bare_html(viewer.shell(), elem_id="viewer", js_on_load=viewer.SCRIPT)
                 # Not outputs of the viewer itself, which would be drawn anew and lose its view.
-                self.film, self.layers = (
+                self.film, self.layers, self.token = (
                     gr.HTML("", html_template="", js_on_load=viewer.COURIER.format(name), elem_classes="courier")
-                    for name in ("film", "layers")
+                    for name in ("films", "layers", "token")
                 )
             with gr.Column(scale=0, min_width=372, elem_id="reading-side"):
                 self._draw_reading(tasks)
@@ -146,8 +122,12 @@ class OpinionTab:
         )  # fmt: skip
         self.read = bare_html(elem_id="read", elem_classes="told")
 
-    def connect(self, others: list[gr.Tab]) -> None:
-        """Let the tab answer; `others` are the page's other tabs, locked while a student reads first."""
+    def connect(self, others: list[gr.Tab]) -> list[gr.components.Component]:
+        """Let the tab answer; `others` are the page's other tabs, locked while a student reads first.
+
+        Returns:
+            What `restore` changes.
+        """
         self._others = others
         gr.on(  # at once, in the browser: other people's X-rays may be ahead in the queue
             [
@@ -159,35 +139,35 @@ class OpinionTab:
         )  # fmt: skip
         quick = {"queue": False, "show_progress": "hidden"} | _PRIVATE
         answers = [
-            self.found, self.shelf, self.summary, self.readings, self.limits, self.explainer, self.progress, self.notes,
-            self.guess,
+            self.found, self.summary, self.readings, self.limits, self.explainer, self.progress, self.notes, self.guess,
         ]  # fmt: skip
         revealed = [self.layers, self.headline, self.withheld, self.mend, self.anyway, self.claim, self.result]
         told = [self.status, self.read, self.verdict, self.saved, self.quiz_panel, *answers, *revealed, *others]
         event = {"outputs": [self.drop, self.film, *told], "show_progress": "hidden"} | _PRIVATE | ANALYSES
-        options = [self.found, self.shelf, self.quiz, self.families, self.explainer]
+        options = [self.found, self.quiz, self.families, self.explainer]
         self.drop.upload(self._answer_upload, [self.drop, *options], preprocess=False, trigger_mode="multiple", **event)
         for name, button in self.phantoms.items():
             button.click(self._answer_phantom(name), options, **event)
         self.lessons.submit(self._answer_lesson, options, **event)
         self.mend.click(self._answer_mended, options, **event)
         self.case_panel.show.click(self._answer_case, [self.case_panel.answers, *options], **event)
-        self.viewer.submit(self._open, self.shelf, told, trigger_mode="always_last", **quick)
+        self.viewer.submit(self._open, None, told, trigger_mode="always_last", **quick)
         self.guess.input(
-            self._reveal, [self.found, self.shelf, self.guess, self.score, self.case_panel.answers],
-            [self.quiz_panel, self.verdict, self.score, *answers, *revealed, *self.case_panel.answered, *others],
-            **quick,
+            self._reveal, [self.found, self.guess, self.case_panel.answers],
+            [self.quiz_panel, self.verdict, *answers, *revealed, *self.case_panel.answered, *others],
+            preprocess=False, **quick,
         )  # fmt: skip
         self.anyway.click(self._show_anyway, self.found, [self.anyway, self.claim, self.result, self.layers], **quick)
         gr.on(
             [self.explainer.input, self.families.input], self._ask,
-            [self.found, self.shelf, self.families, self.explainer], [*answers, self.layers],
+            [self.found, self.families, self.explainer], [*answers, self.layers],
             show_progress="hidden", trigger_mode="multiple", **_PRIVATE, **EXPLANATIONS,
         )  # fmt: skip
         for kind, button in self.save.items():
             made = button.click(self._report(kind), [self.found, self.note], self.saved, queue=False, **_PRIVATE)
             made.then(None, js="() => document.querySelector('#saved a')?.click()", **_PRIVATE)
         filing.connect(self.dicom, self.found, self.saved, self.networks, self.uploads, **_PRIVATE)
+        return [self.token, self.film, self.quiz, self.families, *told, *self.case_panel.answered]
 
     def check_weights(self) -> str:
         """For the status line of a page that was just opened: a sentence where weights are missing."""
@@ -198,30 +178,27 @@ class OpinionTab:
         return gr.skip()
 
     def _answer_upload(
-        self, file: dict, film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str,
+        self, file: dict, film: Film | None, quiz: bool, families: list[str], explainer: str,
         request: gr.Request,
     ) -> Iterator[dict]:  # fmt: skip
         name = Path(str((file or {}).get("orig_name") or "")).name
-        yield from self._answer(
-            lambda: self.uploads.read(file), name, film, shelf, quiz, families, explainer, request.session_hash
-        )
+        yield from self._answer(lambda: self.uploads.read(file), name, film, quiz, families, explainer, request)
 
     def _answer_phantom(self, name: str) -> Callable:
         seed, opacity = PHANTOMS[name]
 
         def answer(
-            film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str, request: gr.Request
+            film: Film | None, quiz: bool, families: list[str], explainer: str, request: gr.Request
         ) -> Iterator[dict]:
             drawn = f"phantom, {name.lower()}"
             yield from self._answer(
-                lambda: phantom(seed=seed, opacity=opacity), drawn, film, shelf, quiz, families, explainer,
-                request.session_hash,
+                lambda: phantom(seed=seed, opacity=opacity), drawn, film, quiz, families, explainer, request,
             )  # fmt: skip
 
         return answer
 
     def _answer_lesson(
-        self, film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str, event: gr.EventData,
+        self, film: Film | None, quiz: bool, families: list[str], explainer: str, event: gr.EventData,
         request: gr.Request,
     ) -> Iterator[dict]:  # fmt: skip
         name = str(event.lesson)
@@ -229,24 +206,21 @@ class OpinionTab:
             yield {self.status: render.alert("Not analysed", ["There is no such phantom."])}
             return
         drawn = f"phantom, {name[0].lower()}{name[1:]}"
-        yield from self._answer(
-            lambda: lesson(name), drawn, film, shelf, quiz, families, explainer, request.session_hash
-        )
+        yield from self._answer(lambda: lesson(name), drawn, film, quiz, families, explainer, request)
 
     def _answer_mended(
-        self, film: Film | None, shelf: Shelf, quiz: bool, families: list[str], explainer: str, request: gr.Request
+        self, film: Film | None, quiz: bool, families: list[str], explainer: str, request: gr.Request
     ) -> Iterator[dict]:
         """The film that is shown, put right."""
-        if film is None or shelf.faulty is None or shelf.faulty[0] != film.key:
+        _, shelved = self._shelved(film, request)
+        if shelved is None or shelved.x is None:
             yield {self.status: render.alert("The film has expired", ["Drop it again."])}
             return
-        x, fault = shelf.faulty[1], film.analysis.fault
-        yield from self._answer(
-            lambda: mended(x, fault), film.name, film, shelf, quiz, families, explainer, request.session_hash
-        )
+        x, fault = shelved.x, film.analysis.fault
+        yield from self._answer(lambda: mended(x, fault), film.name, film, quiz, families, explainer, request)
 
     def _answer_case(
-        self, answers: dict[int, str], film: Film | None, shelf: Shelf, quiz: bool, families: list[str],
+        self, answers: dict[int, str], film: Film | None, quiz: bool, families: list[str],
         explainer: str, request: gr.Request,
     ) -> Iterator[dict]:  # fmt: skip
         """The first film of the lecturer's list without an answer; its name may give it away and is not told."""
@@ -255,11 +229,11 @@ class OpinionTab:
             yield {self.status: render.alert("No further case", ["Every film of the case list has an answer."])}
             return
         read, name = self.cases.cases[number].read, f"Case {number + 1}"
-        yield from self._answer(read, name, film, shelf, True, families, explainer, request.session_hash, number)
+        yield from self._answer(read, name, film, True, families, explainer, request, number)
 
     def _answer(
-        self, read: Callable[[], XRay], name: str, before: Film | None, shelf: Shelf, quiz: bool, families: list[str],
-        explainer: str, session: str, case: int | None = None,
+        self, read: Callable[[], XRay], name: str, before: Film | None, quiz: bool, families: list[str],
+        explainer: str, request: gr.Request, case: int | None = None,
     ) -> Iterator[dict]:  # fmt: skip
         """What the page shows, stage by stage, of the X-ray that `read` returns.
 
@@ -277,12 +251,14 @@ class OpinionTab:
             refused = render.refusal(name, sentence, None if before is None else before.name)
             yield {self.drop: None, self.status: refused + ("" if before is None else _warnings(before))}
             return
-        self.newest.forget(session)
+        self.newest.forget(request.session_hash)
+        shelf, shelved = self._shelf(request), Shelved(viewer.picture(x, key, name), case=case)
+        self.shelves.put(shelf, key, shelved)
         yield {
             self.drop: None,
             self.status: render.stage("Loading the models …"),
             self.read: "",
-            self.film: viewer.film_text(x, key, name, self.waiting),
+            self.film: viewer.films_text([shelved.picture], key),
             self.headline: gr.update(visible=False),
             self.result: gr.update(visible=False),
             self.quiz_panel: gr.update(visible=False),
@@ -302,12 +278,11 @@ class OpinionTab:
             logging.exception("The analysis failed.")
             yield self._failure(_FAILED)
         else:
-            shelf.faulty = None if analysis.fault is None else (key, x)
-            if case is not None:
-                shelf.cases[key] = case
-            if case is not None or quiz and analysis.tasks:
-                shelf.unread.add(key)
-            yield self._shown(film, shelf)
+            shelved.film, shelved.x = film, None if analysis.fault is None else x
+            shelved.unread = case is not None or quiz and bool(analysis.tasks)
+            shelf.quiz = quiz if case is None else shelf.quiz
+            self.shelves.put(shelf, key, shelved)
+            yield self._shown(shelf, shelved)
 
     def _models(self, families: list[str]) -> list[str]:
         """The networks of the chosen families; all of them where there is nothing to choose."""
@@ -322,40 +297,73 @@ class OpinionTab:
         suits = self.networks.suited(name, models) == models
         return name if suits and not get_explainer(name).slow else DEFAULT
 
-    def _open(self, shelf: Shelf, event: gr.EventData) -> dict:
-        """Show one of the page's last films again."""
-        film = shelf.films.get(str(event.film))
-        if film is None:
+    def _shelf(self, request: gr.Request) -> Shelf:
+        return self.shelves.of(request.session_hash, request.username)
+
+    def _shelved(self, film: Film | None, request: gr.Request) -> tuple[Shelf, Shelved | None]:
+        """The page's shelf, and what it has of a film; None if nothing."""
+        shelf = self._shelf(request)
+        return shelf, None if film is None else shelf.films.get(film.key)
+
+    def restore(self, token: str, request: gr.Request) -> dict:
+        """What a page that was just loaded is told: its token, and the films that it had before it was reloaded."""
+        token, shelf = self.shelves.open(str(token), request.session_hash, request.username)
+        told, films = {self.token: token}, shelf.read()
+        if self.cases is not None and shelf.answers:
+            told |= self.case_panel.after(shelf.answers)
+        if not films:
+            return told
+        shown = next((shelved for shelved in films if shelved.film.key == shelf.shown), films[-1])
+        tasks = shown.film.analysis.tasks
+        return (
+            told
+            | self._shown(shelf, shown)
+            | {
+                self.film: viewer.films_text([shelved.picture for shelved in films], shown.film.key),
+                self.quiz: shelf.quiz,
+                self.families: tasks if len(self.networks.tasks()) > 1 else gr.skip(),
+            }
+        )
+
+    def _open(self, event: gr.EventData, request: gr.Request) -> dict:
+        """Show one of the page's last films again; or, beside another, what may be seen of it."""
+        shelf = self._shelf(request)
+        asked = event._data if isinstance(event._data, dict) else {}
+        shelved = shelf.films.get(str(asked.get("film")))
+        if asked.get("beside"):
+            seen = shelved is not None and shelved.film is not None and not shelved.unread
+            return {self.layers: self._revealed(shelved)[self.layers]} if seen else {self.layers: gr.skip()}
+        if shelved is None or shelved.film is None:
             expired = render.alert("The result has expired", ["Drop the X-ray again."])
             hidden = {part: gr.update(visible=False) for part in (self.headline, self.result, self.quiz_panel)}
             return {self.status: expired, self.read: "", self.verdict: "", self.found: None} | hidden
-        return self._shown(film, shelf) | {self.verdict: "", self.saved: ""}
+        return self._shown(shelf, shelved) | {self.verdict: "", self.saved: ""}
 
-    def _shown(self, film: Film, shelf: Shelf) -> dict:
+    def _shown(self, shelf: Shelf, shelved: Shelved) -> dict:
         """A film and what is said of it, as far as it may be seen."""
-        unread = film.key in shelf.unread
+        film, unread = shelved.film, shelved.unread
         hidden = {part: gr.update(visible=False) for part in (self.headline, self.result)}
         return (
-            self._answers(film, shelf)
+            self._answers(shelf, shelved)
             | {
                 self.status: _warnings(film),
                 self.read: render.provenance(film.name, film.read_at, film.sha256),
                 self.quiz_panel: gr.update(visible=unread),
             }
             | self._locked(unread)
-            | (hidden if unread else self._revealed(film, shelf))
+            | (hidden if unread else self._revealed(shelved))
         )
 
-    def _revealed(self, film: Film, shelf: Shelf) -> dict:
+    def _revealed(self, shelved: Shelved) -> dict:
         """The masks, and what the networks say, or why that is withheld."""
+        film = shelved.film
         doubts, fault = self.claims.doubts(film.analysis), film.analysis.fault
-        mendable = fault is not None and shelf.faulty is not None and shelf.faulty[0] == film.key
         return {
             self.layers: self._layers(film, not doubts),
             self.headline: gr.update(visible=True),
             self.withheld: render.withheld(doubts),
             self.mend: gr.update(value=f"{FAULTS[fault].action} and read it again", visible=True)
-            if mendable
+            if shelved.x is not None
             else gr.update(visible=False),
             self.anyway: gr.update(visible=bool(doubts)),
             self.claim: gr.update(visible=not doubts),
@@ -368,7 +376,7 @@ class OpinionTab:
         return Claims(results_of(self.networks.weights), self.networks.get().entries)
 
     def _layers(self, film: Film, heatmaps: bool) -> str:
-        return viewer.layers_text(film, self.networks.whole(), heatmaps)
+        return viewer.layers_text(film, self.networks.whole(), heatmaps, self.networks.means)
 
     def _show_anyway(self, film: Film | None) -> dict:
         shown = {self.anyway: gr.update(visible=False)}
@@ -379,19 +387,19 @@ class OpinionTab:
         """The other tabs, which show the networks' predictions too."""
         return {tab: gr.update(interactive=not locked) for tab in self._others}
 
-    def _answers(self, film: Film, shelf: Shelf) -> dict:
+    def _answers(self, shelf: Shelf, shelved: Shelved) -> dict:
         """What the networks say of a film; nothing of it while a student has still to read it."""
-        shelf.put(film)
-        analysis, task = film.analysis, render.reading_task(film.analysis)
-        task = self.cases.task if film.key in shelf.cases else task
+        film = shelved.film
+        shelf.shown = film.key
+        analysis = film.analysis
+        task = render.reading_task(analysis) if shelved.case is None else self.cases.task
         shown = {
             self.found: film,
-            self.shelf: shelf,
             self.explainer: analysis.explainer,
             self.progress: "",
             self.guess: gr.update(choices=render.choices(task) if task else [], value=None),
         }
-        if film.key in shelf.unread:
+        if shelved.unread:
             return shown
         return shown | {
             self.summary: summary(analysis, self.claims),
@@ -400,11 +408,10 @@ class OpinionTab:
             self.notes: render.notes(analysis),
         }
 
-    def _ask(
-        self, film: Film | None, shelf: Shelf, families: list[str], name: str, request: gr.Request
-    ) -> Iterator[dict]:
+    def _ask(self, film: Film | None, families: list[str], name: str, request: gr.Request) -> Iterator[dict]:
         """Other heatmaps of the X-ray that is shown, or what further networks say of it."""
-        if film is None:
+        shelf, shelved = self._shelved(film, request)
+        if shelved is None:
             yield {self.progress: render.alert("The result has expired", ["Drop the X-ray again."])}
             return
         known, models = film.analysis.readings, self._models(families)
@@ -434,8 +441,10 @@ class OpinionTab:
             logging.exception("The explanation failed.")
             yield self._unexplained(film, name, "They could not be computed, and the server’s log says why.")
             return
-        answers = self._answers(film, shelf)
-        yield answers if film.key in shelf.unread else answers | {self.layers: self._layers(film, True)}
+        shelved.film = film
+        self.shelves.put(shelf, film.key, shelved)
+        answers = self._answers(shelf, shelved)
+        yield answers if shelved.unread else answers | {self.layers: self._layers(film, True)}
 
     def _unexplained(self, film: Film, name: str, sentence: str) -> dict:
         return {
@@ -443,26 +452,25 @@ class OpinionTab:
             self.explainer: film.analysis.explainer,
         }
 
-    def _reveal(
-        self, film: Film | None, shelf: Shelf, guess: str, score: tuple[int, int], answers: dict[int, str]
-    ) -> dict:
-        if film is None:
+    def _reveal(self, film: Film | None, guess: str, answers: dict[int, str], request: gr.Request) -> dict:
+        shelf, shelved = self._shelved(film, request)
+        if shelved is None:
             expired = render.alert("The result has expired", ["Drop the X-ray again."])
             return {self.quiz_panel: gr.update(visible=False), self.verdict: expired} | self._locked(False)
         analysis, verdict = film.analysis, ""
-        shelf.unread.discard(film.key)
+        shelved.unread = False
         shown = {self.quiz_panel: gr.update(visible=False)} | self._locked(False)
-        shown |= self._answers(film, shelf) | self._revealed(film, shelf)
-        if film.key in shelf.cases:
-            number = shelf.cases[film.key]
-            answers.setdefault(number, guess)
+        shown |= self._answers(shelf, shelved) | self._revealed(shelved)
+        if (number := shelved.case) is not None:
+            answers.setdefault(number, str(guess))
+            shelf.answers = answers
             shown[self.verdict] = cases.verdict(self.cases, number, answers[number], claimed(analysis))
             return shown | self.case_panel.after(answers)
         task = render.reading_task(analysis)
         if task is not None and analysis.reliable:  # otherwise there is nothing to agree with
-            score = (score[0] + (guess in analysis.leading_of(task.name)), score[1] + 1)
-            verdict = render.verdict(guess, analysis.votes_of(task.name), score)
-        return shown | {self.verdict: verdict, self.score: score}
+            shelf.score = (shelf.score[0] + (str(guess) in analysis.leading_of(task.name)), shelf.score[1] + 1)
+            verdict = render.verdict(str(guess), analysis.votes_of(task.name), shelf.score)
+        return shown | {self.verdict: verdict}
 
     def _report(self, kind: str) -> Callable[[Film | None, str], str]:
         name, media = f"MANet.{kind}", {"pdf": "application/pdf", "png": "image/png"}[kind]

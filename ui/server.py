@@ -14,9 +14,10 @@ from .cases import CaseList
 from .gate import Gate, patient
 from .page import build
 from .render import STYLE
+from .shelves import Shelves
 from .startup import gr
 from .uploads import sweep
-from .viewer import FETCH, Waiting
+from .viewer import FETCH
 
 MOST_WAITING = 256  # requests in the queue
 MOST_CONNECTIONS = 512  # a page has about four
@@ -100,9 +101,9 @@ def serve(
     try:
         with _own_folder() as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder
-            gate, waiting = Middleware(Gate, folder=folder, host=host, names=names), Waiting()
-            route = Route(FETCH, waiting.answer, methods=["POST"])
-            demo = build(weights, folder, models, waiting, cases).queue(max_size=MOST_WAITING, api_open=False)
+            gate, shelves = Middleware(Gate, folder=folder, host=host, names=names), Shelves()
+            route = Route(FETCH, shelves.answer, methods=["POST"])
+            demo = build(weights, folder, models, shelves, cases).queue(max_size=MOST_WAITING, api_open=False)
             demo.launch(
                 server_name=host, server_port=port, share=False, quiet=True, run_history=False,
                 enable_monitoring=False, footer_links=[], max_file_size="200mb", ssr_mode=False,
@@ -111,7 +112,7 @@ def serve(
             )  # fmt: skip
             demo.server.config.http_protocol_class = patient(demo.server.config.http_protocol_class)
             demo.server.config.limit_concurrency = MOST_CONNECTIONS
-            threading.Thread(target=_sweep_until, args=(over, Path(folder)), daemon=True).start()
+            threading.Thread(target=_sweep_until, args=(over, Path(folder), shelves), daemon=True).start()
             print(f"MANet: http://{host}:{port} (Ctrl-C ends it)", flush=True)
             demo.block_thread()
             over.set()
@@ -139,6 +140,7 @@ async def _fetch_nothing(url: str, *args, **kwargs) -> None:
     raise gr.Error("This server fetches nothing from elsewhere; send the file itself.", print_exception=False)
 
 
-def _sweep_until(over: threading.Event, folder: Path) -> None:
+def _sweep_until(over: threading.Event, folder: Path, shelves: Shelves) -> None:
     while not over.wait(60):
         sweep(folder, KEEP_UPLOADS_S)
+        shelves.sweep()

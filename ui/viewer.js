@@ -2,7 +2,7 @@
 
    One function body, run by the page once `element`, which holds the HTML of `viewer.SHELL`, is there; `trigger` tells
    the server something. What it shows comes as two events at the window, each with a JSON text made in viewer.py:
-   `manet-film`, a film whose values can now be fetched, as soon as the file is read; `manet-layers`, its mask and
+   `manet-films`, films whose values can now be fetched, as soon as the file is read; `manet-layers`, its mask and
    heatmaps, when the networks have answered. The latter does not move the view.
 
    A film is drawn by WebGL2, every pane by one call of one shader, which gets the values as 16-bit numbers: zoom,
@@ -18,6 +18,7 @@ const stage = find('.stage'), canvas = find('canvas'), marks = find('svg'), labe
 const COLOURS = Object.fromEntries(Object.entries(JSON.parse(root.dataset.colours))
   .map(([name, text]) => [name, Uint8Array.from(atob(text), letter => letter.charCodeAt(0))]));  // 256 × (r, g, b)
 const ACCENT = [0.424, 0.773, 0.851];
+const DIFFERENCE = root.dataset.difference;  // colours
 const KEPT = Number(root.dataset.kept);  // films
 const MOST_ZOOM = 64;  // CSS pixels for a pixel of the film
 
@@ -25,6 +26,7 @@ const films = new Map();  // key: film, the newest last
 const look = {layout: 'film', mask: false, outline: false, heat: true, lungs: false, opacity: 0.6, colours: 'inferno',
   scale: 'own', tool: 'pan'};
 const view = {x: 0.5, y: 0.5, zoom: 1};
+const aside = new Set();  // films whose layers were asked for to be seen beside another
 let shown = null, beside = null;  // films
 let panes = [];
 
@@ -46,8 +48,27 @@ function pyramid(values, width, height) {
   return levels;
 }
 
-async function receiveFilm(text) {
-  const film = JSON.parse(text), answer = await fetch('film', {method: 'POST', body: film.key});
+/** A film that was just read; or, when the page was reloaded, all that it had. */
+async function receiveFilms(text) {
+  const {open: key, films: told} = JSON.parse(text);
+  for (const film of told) {
+    films.delete(film.key);
+    films.set(film.key, film);
+  }
+  for (const old of [...films.keys()].slice(0, -KEPT)) films.delete(old);
+  root.classList.add('on');
+  say('failed', '');
+  await receiveFilm(films.get(key)).catch(error => { films.delete(key); throw error; });
+  open(films.get(key));
+  root.dataset.film = key;  // for whoever waits for it
+  for (const film of told) {
+    if (film.key !== key) receiveFilm(film).catch(() => films.delete(film.key)).then(drawStrip);
+  }
+}
+
+/** Fetch a film's values; until they are there, it is not in the strip. */
+async function receiveFilm(film) {
+  const answer = await fetch('film', {method: 'POST', body: film.key});
   if (!answer.ok) throw Error('The film could not be fetched; drop it again.');
   const data = await answer.arrayBuffer();
   const values = film.deep ? new Uint16Array(data) : Uint16Array.from(new Uint8Array(data));
@@ -56,20 +77,14 @@ async function receiveFilm(text) {
   let most = 1;
   for (const value of film.pyramid.at(-1).values) most = Math.max(most, value);
   film.span = Math.max(most, film.start[1] - film.start[0]);  // of its levels, about
-  films.delete(film.key);
-  films.set(film.key, film);
-  for (const key of [...films.keys()].slice(0, -KEPT)) films.delete(key);
-  root.classList.add('on');
-  say('failed', '');
-  open(film);
-  root.dataset.film = film.key;  // for whoever waits for it
 }
 
-/** A grey PNG's levels, {width, height, values: Uint8Array}. */
-async function grey(url) {
+/** A grey PNG's levels, {width, height, values: Uint8Array}, enlarged by a factor. */
+async function grey(url, factor = 1) {
   const bitmap = await createImageBitmap(await (await fetch(url)).blob(), {colorSpaceConversion: 'none'});
-  const {width, height} = bitmap, pen = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});
-  pen.drawImage(bitmap, 0, 0);
+  const [width, height] = [factor * bitmap.width, factor * bitmap.height];
+  const pen = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});
+  pen.drawImage(bitmap, 0, 0, width, height);
   const data = pen.getImageData(0, 0, width, height).data, values = new Uint8Array(width * height);
   for (let at = 0; at < values.length; at++) values[at] = data[4 * at];
   return {width, height, values};
@@ -77,10 +92,16 @@ async function grey(url) {
 
 async function receiveLayers(text) {
   const layers = JSON.parse(text), waiting = [];
-  const load = (holder, name) => waiting.push(grey(holder[name]).then(picture => { holder[name] = picture; }));
+  const load = (holder, name, factor) =>
+    waiting.push(grey(holder[name], factor).then(picture => { holder[name] = picture; }));
   load(layers, 'raw');
   load(layers, 'mask');
-  for (const network of layers.networks) for (const of of Object.values(network.classes)) load(of, 'heat');
+  for (const network of layers.networks) {
+    for (const of of Object.values(network.classes)) {
+      load(of, 'heat');
+      if (of.mean) for (const name of ['mean', 'difference']) load(of.mean, name, 8);
+    }
+  }
   await Promise.all(waiting);
   const film = films.get(layers.film);
   if (!film) return;
@@ -90,7 +111,7 @@ async function receiveLayers(text) {
     ?? layers.networks.find(n => n.predicted === layers.lead) ?? layers.networks[0];
   film.choice = network && {network: network.name, name: before && network.classes[before.name] ? before.name : null};
   renderer.forget(film);
-  if (film === shown) arrange();
+  if (film === shown || aside.delete(film)) arrange();
   else open(film);  // it is the one whose reading the page tells now
   drawStrip();
   root.dataset.answered = film.key;
@@ -138,11 +159,18 @@ function arrange() {
     ];
   } else if (look.layout === 'networks' && layers?.networks.length) {
     panes = layers.networks.map(network => ({film, kind: 'heat', network}));
+  } else if (look.layout === 'mean' && chosen(film)?.mean) {
+    const {network, mean} = chosen(film), pane = {film, kind: 'heat', network};
+    panes = [
+      {...pane, label: 'This film', note: mean.note},
+      {...pane, label: `Mean of ${mean.films} X-rays`, note: 'by this network, of this class', heat: mean.mean},
+      {...pane, label: 'Difference', note: 'red: more than the mean, blue: less', heat: mean.difference, middle: 0.5},
+    ];
   } else panes = [main(film)];
   for (const pane of panes) {
     if (pane.kind !== 'heat' && pane.kind !== 'film') continue;
     pane.of = chosen(pane.film, pane.network);
-    if (pane.kind === 'heat') [pane.label, pane.note] = [title(pane.of), `${pane.of.probability}, ${pane.of.note}`];
+    if (pane.kind === 'heat' && !pane.label) [pane.label, pane.note] = [title(pane.of), `${pane.of.probability}, ${pane.of.note}`];
   }
   labels.replaceChildren(...panes.map(pane => {
     const label = document.createElement('p'), bold = document.createElement('b');
@@ -226,7 +254,7 @@ uniform int level, kind;           // of the pyramid; 0 film, 1 mask, 2 lungs
 uniform vec2 size, corner, origin; // of the film; film at the pane's top left; the pane's top left on the canvas
 uniform vec4 box;                  // of the heatmap on the film: left, top, width, height, shares
 uniform vec2 window;               // lowest level shown, 1 / width
-uniform float step_, inverted, fill, outline, gain, opacity, dimmed, high;
+uniform float step_, inverted, fill, outline, gain, opacity, dimmed, high, middle;
 out vec4 colour;
 float value(vec2 at) {
   ivec2 sides = textureSize(film, level), most = sides - 1;
@@ -252,7 +280,8 @@ void main() {
   vec2 inside = (share - box.xy) / box.zw;
   if (opacity > 0. && all(greaterThanEqual(inside, vec2(0.))) && all(lessThanEqual(inside, vec2(1.)))) {
     float h = texture(heat, inside).r * gain;
-    colour.rgb = mix(colour.rgb, texture(colours, vec2((h * 255. + 0.5) / 256., 0.5)).rgb, min(1., 2. * h) * opacity);
+    colour.rgb = mix(colour.rgb, texture(colours, vec2((h * 255. + 0.5) / 256., 0.5)).rgb,
+      min(1., 2. * abs(h - middle) / (1. - middle)) * opacity);
   }
   if (outline > 0.) colour.rgb = mix(colour.rgb, accent, 1. - smoothstep(0.8, 1.8, edge / high));
 }`;
@@ -265,9 +294,11 @@ function recipe(pane) {
   return {
     kind: {raw: 1, mask: 1, lungs: 2}[pane.kind] ?? 0,
     mask: layers ? (pane.kind === 'raw' ? layers.raw : layers.mask) : black,
-    heat: of?.heat ?? black,
+    heat: of ? pane.heat ?? of.heat : black,
+    middle: pane.middle ?? 0,  // of the heatmap's range: where nothing is seen of it
+    colours: pane.middle ? DIFFERENCE : look.colours,
     box: of ? of.network.box : [0, 0, 1, 1],
-    gain: of ? gain(film, of) : 0,
+    gain: of ? (pane.heat ? 1 : gain(film, of)) : 0,
     opacity: of ? look.opacity : 0,
     inverted: film.inverted !== film.flipped ? 1 : 0,
     fill: over && layers && look.mask ? 1 : 0,
@@ -356,8 +387,8 @@ class Gpu {
       const {film} = pane, r = recipe(pane), [left, top] = [pane.left * screen, pane.top * screen];
       const [width, height] = [pane.width * screen, pane.height * screen];
       const levels = film.pyramid.filter(level => level.width <= most && level.height <= most);
-      const colours = {width: 256, height: 1, values: COLOURS[look.colours], rgb: true};
-      [[film, levels, true], [r.mask, [r.mask]], [r.heat, [r.heat]], [look.colours, [colours]]].forEach(
+      const colours = {width: 256, height: 1, values: COLOURS[r.colours], rgb: true};
+      [[film, levels, true], [r.mask, [r.mask]], [r.heat, [r.heat]], [r.colours, [colours]]].forEach(
         ([key, ...how], unit) => {
           gl.activeTexture(gl.TEXTURE0 + unit);
           gl.bindTexture(gl.TEXTURE_2D, this.texture(key, ...how));
@@ -372,7 +403,9 @@ class Gpu {
       gl.uniform4f(place.box, ...r.box);
       gl.uniform2f(place.window, film.window[0], 1 / widthOf(film));
       gl.uniform1f(place.high, screen);
-      for (const name of ['inverted', 'fill', 'outline', 'gain', 'opacity', 'dimmed']) gl.uniform1f(place[name], r[name]);
+      for (const name of ['inverted', 'fill', 'outline', 'gain', 'opacity', 'dimmed', 'middle']) {
+        gl.uniform1f(place[name], r[name]);
+      }
       const box = [Math.round(left), Math.round(canvas.height - top - height), Math.round(width), Math.round(height)];
       gl.viewport(...box);
       gl.scissor(...box);
@@ -381,10 +414,16 @@ class Gpu {
   }
 }
 
-/** The shader's arithmetic on the processor, each pixel of the screen that of the film which is nearest. */
+/** The shader's arithmetic on the processor, each pixel of the screen that of the film which is nearest.
+
+    What depends on a level of the film or of a heatmap alone is in tables, so that a pixel costs a few whole numbers. */
 class Raster {
   pen = canvas.getContext('2d', {alpha: false});
   tone = new Uint8ClampedArray(65536);  // of the film's levels
+  toned = '';  // for what window
+  keep = new Uint16Array(256);  // of a heatmap's levels: how much of the film is left, of 256
+  tint = new Uint32Array(3 * 256);  // and 256 times what red, green and blue is added
+  pictures = new Map();  // of panes, by their size
   forget() {}
 
   /** Pixels of the canvas for a CSS pixel: no more than keep a movement smooth. */
@@ -397,60 +436,121 @@ class Raster {
     for (const pane of panes) this.drawPane(pane, screen);
   }
 
-  drawPane(pane, screen) {
-    const {film} = pane, r = recipe(pane), low = film.window[0], slope = 255 / widthOf(film);
-    const width = Math.floor(pane.width * screen), height = Math.floor(pane.height * screen), {tone} = this;
-    for (let level = 0; level < 65536; level++) {
-      const grey = within(0, (level - low) * slope, 255);
-      tone[level] = r.inverted ? 255 - grey : grey;
+  setTone(film, inverted) {
+    const low = film.window[0], slope = 255 / widthOf(film), {tone} = this, key = `${low} ${slope} ${inverted}`;
+    if (key === this.toned) return;
+    this.toned = key;
+    const [from, by] = inverted ? [255 + low * slope, -slope] : [-low * slope, slope];
+    for (let level = 0; level < 65536; level++) tone[level] = from + level * by;  // which clamps, and rounds
+  }
+
+  setTint(r) {
+    const colours = COLOURS[r.colours], {keep, tint} = this;
+    for (let level = 0; level < 256; level++) {
+      const heat = (level * r.gain) | 0;
+      const share = Math.min(1, 2 * Math.abs(heat / 255 - r.middle) / (1 - r.middle)) * r.opacity;
+      keep[level] = Math.round(256 * (1 - share));
+      for (let of = 0; of < 3; of++) tint[3 * level + of] = Math.round(colours[3 * heat + of] * (256 - keep[level]));
     }
-    const picture = this.pen.createImageData(width, height), out = new Uint32Array(picture.data.buffer).fill(0xff000000);
+  }
+
+  /** A picture to draw a pane into; what of the pane is beside the film stays black. */
+  picture(width, height) {
+    const key = `${width} ${height}`;
+    if (!this.pictures.has(key)) {
+      if (this.pictures.size > 8) this.pictures.clear();
+      const picture = this.pen.createImageData(width, height);
+      this.pictures.set(key, {picture, out: new Uint32Array(picture.data.buffer)});
+    }
+    return this.pictures.get(key);
+  }
+
+  drawPane(pane, screen) {
+    const {film} = pane, r = recipe(pane), {tone, keep, tint} = this;
+    const width = Math.floor(pane.width * screen), height = Math.floor(pane.height * screen);
+    this.setTone(film, r.inverted);
+    if (r.opacity) this.setTint(r);
+    const {picture, out} = this.picture(width, height);
     const perPixel = 1 / scaleOf(pane) / screen, corner = toFilm(pane, [pane.left, pane.top]);
     const source = film.pyramid[within(0, Math.floor(Math.log2(perPixel) + 0.25), film.pyramid.length - 1)];
     /** Where each row or column of the canvas falls on a picture; -1 beside it. */
-    const places = (count, start, side, of, from = 0, share = 1) => Int32Array.from({length: count}, (_, at) => {
-      const place = ((start + (at + 0.5) * perPixel) / side - from) / share;
-      return place < 0 || place >= 1 ? -1 : Math.floor(place * of);
-    });
+    const places = (count, start, side, of, from = 0, share = 1) => {
+      const found = new Int32Array(count);
+      for (let at = 0; at < count; at++) {
+        const place = ((start + (at + 0.5) * perPixel) / side - from) / share;
+        found[at] = place < 0 || place >= 1 ? -1 : Math.floor(place * of);
+      }
+      return found;
+    };
     const across = (of, from, share) => places(width, corner[0], film.width, of, from, share);
     const down = (of, from, share) => places(height, corner[1], film.height, of, from, share);
-    const columns = across(source.width), rows = down(source.height);
-    const maskColumns = across(r.mask.width), maskRows = down(r.mask.height);
-    const heatColumns = across(r.heat.width, r.box[0], r.box[2]), heatRows = down(r.heat.height, r.box[1], r.box[3]);
-    const first = columns.findIndex(place => place >= 0), last = columns.findLastIndex(place => place >= 0);
-    const masked = r.kind || r.fill || r.outline || r.dimmed, outside = r.kind === 2 ? 0 : r.dimmed ? 0.12 : 1;
-    const colours = COLOURS[look.colours], accent = ACCENT.map(share => 255 * share), mask = r.mask.values;
+    const columns = across(source.width), rows = down(source.height), {values} = source;
+    const first = Math.max(0, columns.findIndex(place => place >= 0));
+    const end = columns.findLastIndex(place => place >= 0) + 1;
+    const masked = Boolean(r.kind || r.fill || r.outline || r.dimmed);
+    const maskColumns = masked ? across(r.mask.width) : null, maskRows = masked ? down(r.mask.height) : null;
+    const heatRows = r.opacity ? down(r.heat.height, r.box[1], r.box[3]) : null;
+    const heatColumns = r.opacity ? across(r.heat.width, r.box[0], r.box[2]) : null;
+    const heat = r.heat.values;
     for (let row = 0; row < height; row++) {
-      if (rows[row] < 0) continue;
-      const line = rows[row] * source.width, maskLine = maskRows[row] * r.mask.width;
-      const below = maskRows[row + 1] >= 0 ? maskRows[row + 1] * r.mask.width : maskLine;  // a row of the mask, too
-      const heatLine = r.opacity && heatRows[row] >= 0 ? heatRows[row] * r.heat.width : -1;
-      for (let column = Math.max(0, first), at = row * width + column; column <= last; column++, at++) {
-        let grey = r.kind === 1 ? 0 : tone[source.values[line + columns[column]]], level = 0;
-        if (masked) {
-          level = mask[maskLine + maskColumns[column]];
-          if (r.kind === 1) grey = level > 127 ? 255 : 0;
-          else if (level <= 127) grey *= outside;
-        }
-        let red = grey, green = grey, blue = grey, share = 0;
-        if (r.fill && level > 127) {
-          red += (accent[0] - red) * 0.28; green += (accent[1] - green) * 0.28; blue += (accent[2] - blue) * 0.28;
-        }
-        if (heatLine >= 0 && heatColumns[column] >= 0) {
-          const heat = (r.heat.values[heatLine + heatColumns[column]] * r.gain) | 0;
-          share = Math.min(1, heat / 127.5) * r.opacity;
-          red += (colours[3 * heat] - red) * share;
-          green += (colours[3 * heat + 1] - green) * share;
-          blue += (colours[3 * heat + 2] - blue) * share;
-        }
-        const beside = r.outline ? mask[maskLine + maskColumns[Math.min(column + 1, last)]] : 0;
-        if (r.outline && (level > 127 !== beside > 127 || level > 127 !== mask[below + maskColumns[column]] > 127)) {
-          [red, green, blue] = accent;
-        }
-        out[at] = 0xff000000 | (blue << 16) | (green << 8) | red;
+      const start = row * width;
+      if (rows[row] < 0) {
+        out.fill(0xff000000, start, start + width);
+        continue;
+      }
+      out.fill(0xff000000, start, start + first);
+      out.fill(0xff000000, start + end, start + width);
+      const line = rows[row] * source.width;
+      for (let column = first, at = start + first; column < end; column++, at++) {
+        out[at] = 0xff000000 | tone[values[line + columns[column]]] * 0x010101;
+      }
+      if (masked) this.drawMask(r, out, start, first, end, maskRows, maskColumns, row);
+      if (!r.opacity || heatRows[row] < 0) continue;
+      const heatLine = heatRows[row] * r.heat.width;
+      for (let column = first, at = start + first; column < end; column++, at++) {
+        if (heatColumns[column] < 0) continue;
+        const level = heat[heatLine + heatColumns[column]], left = keep[level], before = out[at];
+        if (left === 256) continue;
+        const red = ((before & 255) * left + tint[3 * level]) >> 8;
+        const green = ((before >> 8 & 255) * left + tint[3 * level + 1]) >> 8;
+        const blue = ((before >> 16 & 255) * left + tint[3 * level + 2]) >> 8;
+        out[at] = 0xff000000 | blue << 16 | green << 8 | red;
       }
     }
+    if (r.outline) this.drawOutline(r, out, width, height, rows, columns, maskRows, maskColumns);
     this.pen.putImageData(picture, Math.round(pane.left * screen), Math.round(pane.top * screen));
+  }
+
+  /** What the mask does to a row of the film: it is shown itself, hides or dims what is outside, or is laid over it. */
+  drawMask(r, out, start, first, end, maskRows, maskColumns, row) {
+    const line = maskRows[row] * r.mask.width, mask = r.mask.values, accent = ACCENT.map(share => 0.28 * 255 * share);
+    const outside = r.kind === 2 ? 0 : r.dimmed ? 0.12 : 1;
+    for (let column = first, at = start + first; column < end; column++, at++) {
+      const lung = mask[line + maskColumns[column]] > 127;
+      let grey = out[at] & 255;
+      if (r.kind === 1) grey = lung ? 255 : 0;
+      else if (!lung) grey *= outside;
+      if (r.fill && lung) {
+        const [red, green, blue] = accent;
+        out[at] = 0xff000000 | (0.72 * grey + blue) << 16 | (0.72 * grey + green) << 8 | (0.72 * grey + red);
+      } else out[at] = 0xff000000 | grey << 16 | grey << 8 | grey;
+    }
+  }
+
+  /** The edge of the mask, above all else. */
+  drawOutline(r, out, width, height, rows, columns, maskRows, maskColumns) {
+    const [red, green, blue] = ACCENT.map(share => 255 * share), colour = 0xff000000 | blue << 16 | green << 8 | red;
+    const mask = r.mask.values, last = columns.findLastIndex(place => place >= 0);
+    for (let row = 0; row < height; row++) {
+      if (rows[row] < 0) continue;
+      const line = maskRows[row] * r.mask.width;
+      const below = maskRows[row + 1] >= 0 ? maskRows[row + 1] * r.mask.width : line;  // a row of the mask, too
+      for (let column = Math.max(0, columns.findIndex(place => place >= 0)); column <= last; column++) {
+        const here = mask[line + maskColumns[column]] > 127;
+        const beside = mask[line + maskColumns[Math.min(column + 1, last)]] > 127;
+        if (here !== beside || here !== mask[below + maskColumns[column]] > 127) out[row * width + column] = colour;
+      }
+    }
   }
 }
 
@@ -522,9 +622,12 @@ let pointer = null;  // place of the mouse on the stage
 /** A number with as many digits as a step of the film's values needs. */
 const rounded = (value, step) => value.toFixed(within(0, Math.ceil(-Math.log10(step)), 4));
 
+/** Another text in a place; in the text node that is there, as a new one costs a frame a new style. */
 function say(name, text) {
   const place = find(`.${name}`);
-  if (place.textContent !== text) place.textContent = text;
+  if (place.textContent === text) return;
+  if (place.firstChild) place.firstChild.data = text;
+  else place.textContent = text;
 }
 
 /** Set an attribute if it is another: what is the same costs a frame all the same. */
@@ -573,6 +676,7 @@ function tell() {
     if (group === 'reset') button.disabled = !windowed && !film.flipped;
     if (button.hasAttribute('aria-pressed')) put(button, 'aria-pressed', Boolean(on));
     if ('needs' in button.dataset) button.disabled = !film.layers;
+    if (value === 'mean') button.hidden = !chosen(film)?.mean;
   }
   const of = panes.length === 1 && chosen(film), legend = find('.legend-bar');
   const explained = chosen(film);
@@ -626,7 +730,7 @@ const reading = document.querySelector('#reading-side');
 if (reading) new MutationObserver(() => redraw()).observe(reading, {childList: true, subtree: true});
 
 function drawStrip() {
-  const strip = find('.strip'), list = [...films.values()];
+  const strip = find('.strip'), list = [...films.values()].filter(film => film.pyramid);
   strip.hidden = list.length < 2;
   if (strip.hidden) return strip.replaceChildren();
   strip.replaceChildren(...list.map(film => {
@@ -637,7 +741,7 @@ function drawStrip() {
     main.append(film.thumbnail, name);
     main.setAttribute('aria-current', film === shown);
     main.title = `Show ${film.name}`;
-    main.onclick = () => { open(film); trigger('submit', {film: film.key}); };
+    main.onclick = () => { open(film); trigger('submit', {film: film.key, beside: false}); };
     item.append(main);
     if (film !== shown) {
       const side = document.createElement('button');
@@ -645,7 +749,15 @@ function drawStrip() {
       side.textContent = film === beside ? 'close' : 'beside';
       side.setAttribute('aria-pressed', film === beside);
       side.ariaLabel = film === beside ? `Close ${film.name}` : `Show ${film.name} beside the film`;
-      side.onclick = () => { beside = film === beside ? null : film; arrange(); drawStrip(); };
+      side.onclick = () => {
+        beside = film === beside ? null : film;
+        if (beside && !film.layers) {
+          aside.add(film);
+          trigger('submit', {film: film.key, beside: true});
+        }
+        arrange();
+        drawStrip();
+      };
       item.append(side);
     }
     return item;
@@ -676,6 +788,7 @@ const tool = name => () => {
 };
 const ACTIONS = {
   'layout:film': layout('film'), 'layout:stages': layout('stages'), 'layout:networks': layout('networks'),
+  'layout:mean': layout('mean'),
   heat: flip('heat'), mask: flip('mask'), outline: flip('outline'), lungs: flip('lungs'),
   invert: () => { shown.flipped = !shown.flipped; },
   reset: () => { shown.window = [...shown.start]; shown.flipped = false; },
@@ -698,14 +811,15 @@ const ACTIONS = {
 const KEYS = {
   0: 'fit', 1: 'one', '+': 'closer', '=': 'closer', '-': 'farther', i: 'invert', r: 'reset', '[': 'narrower',
   ']': 'wider', ',': 'lower', '.': 'higher', h: 'heat', m: 'mask', o: 'outline', l: 'lungs', a: 'layout:film',
-  s: 'layout:stages', n: 'layout:networks', d: 'tool:ruler', c: 'tool:ratio', Backspace: 'undo', f: 'screen',
+  s: 'layout:stages', n: 'layout:networks', e: 'layout:mean', d: 'tool:ruler', c: 'tool:ratio', Backspace: 'undo', f: 'screen',
   '?': 'help', Escape: 'nothing', ArrowLeft: 'before', ArrowRight: 'next', ArrowUp: 'up', ArrowDown: 'down',
   'Shift+ArrowLeft': 'left', 'Shift+ArrowRight': 'right', 'Shift+ArrowUp': 'above', 'Shift+ArrowDown': 'below',
 };
-const NEED = new Set(['heat', 'mask', 'outline', 'lungs', 'layout:stages', 'layout:networks']);  // layers
+const NEED = new Set(['heat', 'mask', 'outline', 'lungs', 'layout:stages', 'layout:networks', 'layout:mean']);  // layers
 
 function act(name) {
   if (!shown || (NEED.has(name) && !shown.layers)) return;
+  if (name === 'layout:mean' && !chosen(shown)?.mean) return;
   ACTIONS[name]();
   arrange();
 }
@@ -727,7 +841,7 @@ desk.addEventListener('keydown', event => {
 /** One stop of the tab key for all buttons; arrows go from one to the next. */
 find('.toolbar').querySelectorAll('button').forEach((button, at) => { button.tabIndex = at ? -1 : 0; });
 function moveInToolbar(event) {
-  const buttons = [...find('.toolbar').querySelectorAll('button:not(:disabled)')];
+  const buttons = [...find('.toolbar').querySelectorAll('button:not(:disabled, [hidden])')];
   const by = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[event.key];
   const next = buttons[(buttons.indexOf(event.target) + by + buttons.length) % buttons.length];
   for (const button of find('.toolbar').querySelectorAll('button')) button.tabIndex = button === next ? 0 : -1;
@@ -827,11 +941,12 @@ for (const name of ['dragover', 'drop']) {
   });
 }
 
-// The films are gone with the page: whoever reloads or leaves it is asked first.
-addEventListener('beforeunload', event => { if (films.size) event.preventDefault(); });
+// A page that is reloaded gets its films back from the server, but not what was still being read: ask first.
+addEventListener('beforeunload', event => { if (document.querySelector('#status .spinner')) event.preventDefault(); });
+addEventListener('manet-token', event => { try { sessionStorage.setItem('manet', event.detail); } catch { /* as without */ } });
 
 new ResizeObserver(measure).observe(stage);
 let arrived = Promise.resolve();  // one after another: layers need their film
-for (const [name, receive] of [['manet-film', receiveFilm], ['manet-layers', receiveLayers]]) {
+for (const [name, receive] of [['manet-films', receiveFilms], ['manet-layers', receiveLayers]]) {
   addEventListener(name, event => { arrived = arrived.then(() => receive(event.detail)).catch(error => say('failed', error.message)); });
 }

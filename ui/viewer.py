@@ -6,8 +6,6 @@ What it does with them is in viewer.js.
 import base64
 import io
 import json
-import threading
-from collections import OrderedDict
 from html import escape
 from pathlib import Path
 
@@ -15,25 +13,25 @@ import matplotlib
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from starlette.requests import Request
-from starlette.responses import Response
 
 from manet_core import Analysis, XRay
+from manet_core.explain import DEFAULT
 from manet_core.files.stored import Stored
+from manet_core.heatmap_means import HeatmapMean, alike, small
 from manet_core.lungs import sides
 from manet_core.report import COLOUR_MAP
 
 from . import render
 from .claims import claimed
 from .networks import Film
+from .shelves import KEPT, Picture
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 MOST_PIXELS = 9_500_000  # of a film that is sent as it is; larger ones are halved until they have no more
-KEPT = 10  # films of a page that can be shown again
 COLOUR_MAPS = [COLOUR_MAP, "viridis", "cividis", "jet"]  # jet only to compare with papers: it invents edges
+DIFFERENCE = "coolwarm"  # of a heatmap from the mean, which is in the middle
 FETCH = "/film"  # where a page fetches a film's values
 _MASK_SIDE = 1024
-_WAIT_S, _MOST_WAITING = 60, 32  # for and of films that are not fetched
 
 # (what to do, its text, its key, whether it can be on, whether it needs the networks' answer); see ACTIONS in viewer.js
 _BUTTONS = [
@@ -41,6 +39,7 @@ _BUTTONS = [
         ("layout:film", "Film", "A", True, False),
         ("layout:stages", "Stages", "S", True, True),
         ("layout:networks", "Networks", "N", True, True),
+        ("layout:mean", "Mean", "E", True, True),
     ],
     [
         ("heat", "Heatmap", "H", True, True),
@@ -53,7 +52,12 @@ _BUTTONS = [
     [("screen", "Full screen", "F", False, False), ("help", "Keys", "?", False, False)],
 ]
 _WINDOW = [("invert", "Invert", "I", True, False), ("reset", "Reset", "R", False, False)]
-_TITLES = {"tool:ratio": "Cardiothoracic ratio", "lungs": "Lungs alone", "reset": "Window as at first"}
+_TITLES = {
+    "layout:mean": "Heatmap, mean of many films, difference",
+    "tool:ratio": "Cardiothoracic ratio",
+    "lungs": "Lungs alone",
+    "reset": "Window as at first",
+}
 _KEYS = [
     ("wheel, + −", "zoom at the pointer; zoom"),
     ("drag, Shift and arrows", "move"),
@@ -64,10 +68,12 @@ _KEYS = [
     ("← → · ↑ ↓", "network · class"),
     ("H M O L", "heatmap, mask, its outline, lungs alone"),
     ("A · S · N", "film · the four stages · all networks"),
+    ("E", "the heatmap, the mean over many films, the difference"),
     ("D · C", "ruler · heart and thorax, for the cardiothoracic ratio"),
     ("Backspace · Esc", "take the last line away · put the tool away"),
     ("F · ?", "full screen · these keys"),
 ]
+TOKEN = "() => { try { return sessionStorage.getItem('manet') ?? ''; } catch { return ''; } }"  # see shelves.py
 COURIER = "watch('value', () => dispatchEvent(new CustomEvent('manet-{}', {{detail: props.value}})));"
 
 
@@ -95,12 +101,13 @@ def shell() -> str:
         name: base64.b64encode(
             (matplotlib.colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes()
         ).decode()
-        for name in COLOUR_MAPS
+        for name in (*COLOUR_MAPS, DIFFERENCE)
     }
     keys = "".join(f"<tr><th scope='row'>{key}</th><td>{text}</td></tr>" for key, text in _KEYS)
     maps = "".join(f"<option>{name}</option>" for name in COLOUR_MAPS)
     return f"""
-<div class="viewer" data-colours="{escape(json.dumps(colours))}" data-kept="{KEPT}">{render.EMPTY}
+<div class="viewer" data-colours="{escape(json.dumps(colours))}" data-kept="{KEPT}"
+data-difference="{DIFFERENCE}">{render.EMPTY}
 {_toolbar()}
 <div class="stage" id="stage" tabindex="0" role="application" aria-label="X-ray; press ? for its keys"><canvas></canvas>
 <svg aria-hidden="true"></svg><div class="labels"></div><p class="badge" role="status"></p>
@@ -122,47 +129,13 @@ def shell() -> str:
 """
 
 
-class Waiting:
-    """The values of films that pages are about to fetch: 18 MB would be slow as a component's value.
-
-    Each can be fetched once, within a minute, by whoever has its key, which is random and told to one page alone.
-    """
-
-    def __init__(self):
-        self._levels: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def put(self, key: str, levels: bytes) -> None:
-        """Keep a film's values until they are fetched."""
-        timer = threading.Timer(_WAIT_S, self.take, [key])
-        timer.daemon = True
-        timer.start()
-        with self._lock:
-            self._levels[key] = levels
-            while len(self._levels) > _MOST_WAITING:
-                self._levels.popitem(last=False)
-
-    def take(self, key: str) -> bytes | None:
-        """The values, which are then forgotten; None where there are none of that key."""
-        with self._lock:
-            return self._levels.pop(key, None)
-
-    async def answer(self, request: Request) -> Response:
-        """A page's request, its body a film's key."""
-        levels = self.take((await request.body()).decode("ascii", "replace"))
-        if levels is None:
-            return Response("There is no such film.", 404)
-        return Response(levels, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
-
-
-def film_text(x: XRay, key: str, name: str, waiting: Waiting) -> str:
-    """What the viewer is told of a film, as JSON.
+def picture(x: XRay, key: str, name: str) -> Picture:
+    """A film as the viewer gets it; its values are (height, width) of one byte each, or of two if "deep", lower first.
 
     Args:
         x: the X-ray; without `stored`, its pixels are the values.
         key: by which its layers will name it, and the viewer fetches its values: random.
         name: its file's.
-        waiting: where the values are put: (height, width) of one byte each, or of two if "deep", the lower first.
     """
     stored = x.stored or Stored.of(x.pixels)
     levels, shrunk = stored.levels, 1
@@ -179,17 +152,24 @@ def film_text(x: XRay, key: str, name: str, waiting: Waiting) -> str:
         "start": [(value - stored.first) / stored.step for value in stored.window],
         "spacing": x.spacing and vars(x.spacing),
     }  # fmt: skip
-    waiting.put(key, levels.astype("<u2" if deep else np.uint8).tobytes())
-    return json.dumps(film)
+    return Picture(json.dumps(film), levels.astype("<u2" if deep else np.uint8).tobytes())
 
 
-def layers_text(film: Film, whole: list[str], heatmaps: bool) -> str:
+def films_text(pictures: list[Picture], key: str) -> str:
+    """Films for the viewer, as JSON; it shows the one of that key and puts the others beside those it has."""
+    return f'{{"open": {json.dumps(key)}, "films": [{", ".join(picture.text for picture in pictures)}]}}'
+
+
+def layers_text(
+    film: Film, whole: list[str], heatmaps: bool, means: dict[str, dict[str, HeatmapMean]] | None = None
+) -> str:
     """A film's masks and heatmaps for the viewer, as JSON.
 
     Args:
         film: it.
         whole: networks that are shown the whole X-ray; all others are shown the lungs alone.
         heatmaps: whether they may be seen.
+        means: {network: {class: what its heatmap is compared with}}; None: nothing.
     """
     analysis, size = film.analysis, render.fit(film.shape, _MASK_SIDE)
     lungs = analysis.segmentation
@@ -203,12 +183,13 @@ def layers_text(film: Film, whole: list[str], heatmaps: bool) -> str:
         "seen": f"what the classifiers are shown{but}",
         "raw": _soft(lungs.raw_at(size)),
         "mask": _soft(lungs.at(size)),
-        "networks": [_network(analysis, model) for model in analysis.readings] if heatmaps else [],
+        "networks": [_network(analysis, model, means or {}) for model in analysis.readings] if heatmaps else [],
     }
     return json.dumps(found)
 
 
-def _network(analysis: Analysis, model: str) -> dict:
+def _network(analysis: Analysis, model: str, means: dict[str, dict[str, HeatmapMean]]) -> dict:
+    means = means.get(model, {}) if analysis.explainer == DEFAULT else {}
     reading, (top, left, bottom, right) = analysis.readings[model], analysis.readings[model].box
     return {
         "name": model,
@@ -224,8 +205,21 @@ def _network(analysis: Analysis, model: str) -> dict:
                 "peak": reading.peaks[name],
                 "note": render.figures(model, reading, name),
             }
+            | ({"mean": _beside_mean(heatmap, means[name])} if name in means and reading.peaks[name] > 0 else {})
             for name, heatmap in reading.heatmaps.items()
         },
+    }
+
+
+def _beside_mean(heatmap: np.ndarray, of: HeatmapMean) -> dict:
+    """A heatmap's mean, the difference from it, the middle of whose range is none, and how alike the two are."""
+    own = small(heatmap)
+    correlation = f"correlation {alike(own, of.mean) or 0:.2f}"
+    return {
+        "films": of.films,
+        "mean": render.data_url(of.mean),
+        "difference": render.data_url(np.clip((1 + own - of.mean) / 2, 0, 1)),
+        "note": f"{correlation} with the mean; half of {of.films} validation X-rays: {of.alike:.2f} or more",
     }
 
 
