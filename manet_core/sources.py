@@ -81,7 +81,7 @@ def _of_address(source: str) -> Iterator[str]:
     if source.startswith("zip://") and "::" in source:
         yield source  # a member, as a list may name it
         return
-    system, path = _system(source)
+    system, path = file_system(source)
     if source.lower().endswith(".zip"):
         yield from _members(source)
         return
@@ -93,8 +93,12 @@ def _of_address(source: str) -> Iterator[str]:
     yield from (system.unstrip_protocol(name) for name in names)
 
 
-def _system(address: str):
-    """The fsspec file system of an address, and the path in it."""
+def file_system(address: str) -> tuple:
+    """The fsspec file system of an address or of a path on disk, and the path in it.
+
+    Raises:
+        SourceError: fsspec knows no such address, or needs another package for it.
+    """
     from fsspec.core import url_to_fs
 
     try:
@@ -108,7 +112,7 @@ def _system(address: str):
 @lru_cache(maxsize=8)
 def _archive(source: str) -> zipfile.ZipFile:
     if "://" in source:
-        system, path = _system(source)
+        system, path = file_system(source)
         return zipfile.ZipFile(system.open(path, "rb"))
     return zipfile.ZipFile(source)
 
@@ -137,7 +141,7 @@ def read_film(name: str) -> XRay:
             with _archive(archive).open(member) as file:
                 data = file.read(MAX_BYTES + 1)
         else:
-            system, path = _system(name)
+            system, path = file_system(name)
             with system.open(path, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError):
