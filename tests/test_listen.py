@@ -15,11 +15,12 @@ import tracemalloc
 from contextlib import contextmanager, nullcontext
 
 import pytest
-from conftest import hangs_up, wait_until
+from conftest import hangs_up
 from pydicom import dcmread
 from pydicom.uid import RLELossless, SecondaryCaptureImageStorage
 from pynetdicom import AE, StoragePresentationContexts, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
+from serving import wait_until
 from test_dicom_out import FILM, IDENTITY
 from test_xray import dicom
 
