@@ -23,7 +23,7 @@ from .networks.registry import create_classifier, list_models
 from .pipeline import NO_READING, Analysis, Pipeline, sentence
 from .report import save_report
 from .results import Results, replace_file
-from .sources import SourceError, film_names, is_picture
+from .sources import SourceError, film_names, pictures_in
 from .tasks import Task, get_task
 from .weights import SEGMENT, WeightsError, fingerprint, read_manifest, task_of
 
@@ -183,7 +183,7 @@ def _pictures(given: list[Path], recursive: bool, out: Path) -> list[Path]:
         if os.path.realpath(path) == os.path.realpath(out):
             raise _UsageError(f"{path} is the folder to read; choose another --out.")
         try:
-            inside = list(_inside(path, recursive, out))
+            inside = list(pictures_in(path, recursive, out, _fail))
         except OSError as error:
             raise _UsageError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
         if not inside:
@@ -193,17 +193,8 @@ def _pictures(given: list[Path], recursive: bool, out: Path) -> list[Path]:
     return found
 
 
-def _inside(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
-    """The pictures in a folder by name, then those of the folders within it: none that are hidden, none in `out`."""
-
-    def fail(error: OSError):
-        raise error
-
-    for root, folders, names in os.walk(folder, onerror=fail):
-        within = [name for name in sorted(folders) if not name.startswith(".")] if recursive else []
-        folders[:] = [name for name in within if os.path.realpath(Path(root, name)) != os.path.realpath(out)]
-        paths = (Path(root, name) for name in sorted(names) if not name.startswith("."))
-        yield from (path for path in paths if is_picture(path))
+def _fail(error: OSError) -> None:
+    raise error
 
 
 @cache

@@ -4,7 +4,7 @@ import glob
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,6 +30,31 @@ def is_picture(path: Path) -> bool:
             return looks_like_dicom(file.read(132))
     except OSError:
         return False
+
+
+def pictures_in(
+    folder: str | Path,
+    recursive: bool = True,
+    leave_out: str | Path | None = None,
+    onerror: Callable[[OSError], None] | None = None,
+) -> Iterator[Path]:
+    """The pictures in a folder by name, then those of the folders within it; none that are hidden.
+
+    Args:
+        folder: searched for files that `is_picture`.
+        recursive: whether the folders within it are searched, too.
+        leave_out: a folder within it that is not; None: all are.
+        onerror: called for a folder that cannot be read, which is left out otherwise.
+    """
+    for root, folders, names in os.walk(folder, onerror=onerror):
+        within = [name for name in sorted(folders) if not name.startswith(".")] if recursive else []
+        folders[:] = [name for name in within if leave_out is None or not _same(Path(root, name), leave_out)]
+        paths = (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if is_picture(path))
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def film_names(sources: Iterable[str]) -> list[str]:
@@ -65,10 +90,7 @@ def _names(source: str) -> Iterator[str]:
 def _of_path(source: str) -> Iterator[str]:
     path = os.path.abspath(source)
     if os.path.isdir(path):
-        for root, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            inside = (os.path.join(root, name) for name in sorted(names) if not name.startswith("."))
-            yield from (name for name in inside if is_picture(Path(name)))
+        yield from map(str, pictures_in(path))
     elif path.lower().endswith(".zip"):
         yield from _members(path)
     elif os.path.exists(path) or not glob.has_magic(source):
