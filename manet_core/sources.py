@@ -12,6 +12,8 @@ from .files.dicom import looks_like_dicom
 from .files.raster import MAX_BYTES
 from .files.xray import XRay, XRayError, load_xray
 
+# What zipfile raises of an archive that is damaged, has a password or is packed in a way that it does not know
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # NotImplementedError is a RuntimeError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom")
 
 
@@ -142,7 +144,7 @@ def _archive(source: str) -> zipfile.ZipFile:
 def _members(archive: str) -> Iterator[str]:
     try:
         listed = _archive(archive).infolist()
-    except (zipfile.BadZipFile, OSError):
+    except (*ZIP_ERRORS, OSError):
         raise SourceError(f"{archive} is damaged or no zip archive; make it again.") from None
     for member in listed:
         if not member.is_dir() and not Path(member.filename).name.startswith("."):
@@ -166,7 +168,7 @@ def read_film(name: str) -> XRay:
             system, path = file_system(name)
             with system.open(path, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError):
+    except (*ZIP_ERRORS, KeyError):
         raise XRayError("The file cannot be unpacked; make the archive again, without a password.") from None
     except FileNotFoundError:
         raise XRayError("There is no such file.") from None
