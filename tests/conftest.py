@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
-from serving import ROOT, WAIT_S, served
+from serving import ROOT, WAIT_S, served, wait_until  # noqa: F401, which tests take from here
 
 from manet_core import CLASSES, create_classifier, create_segmenter
 from manet_core.phantom import phantom, phantom_mask

@@ -1,4 +1,4 @@
-"""The page in a process of its own. It is forked from one that has imported the page once, as that takes seconds."""
+"""Processes forked from one that has imported everything once, as that takes seconds; and the page in one of them."""
 
 import multiprocessing
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WAIT_S = float(os.environ.get("MANET_TEST_WAIT", 120))  # for machines that do much else
-_processes = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+processes = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 if sys.platform != "win32":
-    _processes.set_forkserver_preload(["app"])
+    processes.set_forkserver_preload(["app", "train.paper"])
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def served(weights: Path, temporary: Path, *options: str, hostile: bool = False)
         port = probe.getsockname()[1]
     uploads, log = temporary / "uploads", temporary / "log"
     arguments = ["--port", str(port), "--weights", str(weights), *options]
-    process = _processes.Process(target=_serve, args=(arguments, log, uploads))
+    process = processes.Process(target=_serve, args=(arguments, log, uploads))
     process.start()
     try:
         url = f"http://127.0.0.1:{port}/"

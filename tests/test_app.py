@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from conftest import behind_shipped_segmenter, expect
+from conftest import WAIT_S, behind_shipped_segmenter, expect, served, wait_until
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError, AuthenticationError
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
-from serving import WAIT_S, served, wait_until
 
 import app
 from manet_core import CLASSES, WeightsError, XRay, list_models, load_xray

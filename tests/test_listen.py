@@ -15,12 +15,11 @@ import tracemalloc
 from contextlib import contextmanager, nullcontext
 
 import pytest
-from conftest import hangs_up
+from conftest import hangs_up, wait_until
 from pydicom import dcmread
 from pydicom.uid import RLELossless, SecondaryCaptureImageStorage
 from pynetdicom import AE, StoragePresentationContexts, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
-from serving import wait_until
 from test_dicom_out import FILM, IDENTITY
 from test_xray import dicom
 

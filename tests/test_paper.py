@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from serving import processes
 
 from manet_core import CLASSES, list_models
 from train import paper, record, tables
@@ -78,8 +79,12 @@ def test_the_whole_experiment(phantoms, random_weights, experiment, run, capsys)
     assert [path.stat().st_mtime_ns for path in weights] == before
 
 
-def test_side_by_side_ends_with_the_same_weights(phantoms, random_weights, experiment, run, no_heatmaps):
-    """Two trainings at once, each in its process, equal the same trainings one after another."""
+def test_side_by_side_ends_with_the_same_weights(phantoms, random_weights, experiment, run, no_heatmaps, monkeypatch):
+    """Two trainings at once, each in its process, equal the same trainings one after another.
+
+    The processes are forked from one that has imported PyTorch, where the command starts new ones.
+    """
+    monkeypatch.setattr(paper.multiprocessing, "get_context", lambda _: processes)
     out = experiment / "jobs"
     run(
         paper,

@@ -20,8 +20,8 @@ import campaign_files
 import campaign_requests
 import pytest
 import uvicorn
-from conftest import hangs_up
-from serving import ROOT, WAIT_S, process_at, served, wait_until
+from conftest import ROOT, WAIT_S, hangs_up, served, wait_until
+from serving import process_at
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from test_app import _files

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import wait_until
 from PIL import Image
-from serving import wait_until
 
 from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier, preprocess
 from manet_core.files.stored import Spacing, Stored
