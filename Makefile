@@ -12,7 +12,7 @@ app: $(VENV)/ready
 	$(VENV)/bin/python app.py --host $(HOST) --port $(PORT)
 
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lock: $(VENV)/ready
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet uv

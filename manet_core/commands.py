@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from .networks.registry import create_classifier, list_models
 from .pipeline import NO_READING, Analysis, Pipeline, sentence
 from .report import save_report
 from .results import Results, replace_file
-from .sources import SourceError, film_names, is_picture
+from .sources import SourceError, film_names, pictures_in
 from .tasks import Task, get_task
 from .weights import SEGMENT, WeightsError, fingerprint, read_manifest, task_of
 
@@ -130,12 +131,11 @@ def models(args: argparse.Namespace) -> int:
         entries = {}
     shipped = {name: entry for name, entry in entries.items() if entry.get("task") != SEGMENT}
     for name in dict.fromkeys([*list_models(), *shipped]):
-        network, task, classes = name, "", {}
+        network, task, classes = name, "", None
         if name in shipped:
             network, task = shipped[name]["network"]["name"], shipped[name]["task"]
-            classes = {"num_classes": len(task_of(name, shipped[name]).classes)}
-        with torch.device("meta"):  # counts without allocating
-            parameters = sum(p.numel() for p in create_classifier(network, **classes).parameters())
+            classes = len(task_of(name, shipped[name]).classes)
+        parameters = _parameters(network, classes)
         weights = "weights" if name in shipped else "no weights"
         print(f"{name:26}{parameters / 1e6:8.2f} M parameters   {task:8}  {weights}")
     return 0
@@ -183,7 +183,7 @@ def _pictures(given: list[Path], recursive: bool, out: Path) -> list[Path]:
         if os.path.realpath(path) == os.path.realpath(out):
             raise _UsageError(f"{path} is the folder to read; choose another --out.")
         try:
-            inside = list(_inside(path, recursive, out))
+            inside = list(pictures_in(path, recursive, out, _fail))
         except OSError as error:
             raise _UsageError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
         if not inside:
@@ -193,17 +193,16 @@ def _pictures(given: list[Path], recursive: bool, out: Path) -> list[Path]:
     return found
 
 
-def _inside(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
-    """The pictures in a folder by name, then those of the folders within it: none that are hidden, none in `out`."""
+def _fail(error: OSError) -> None:
+    raise error
 
-    def fail(error: OSError):
-        raise error
 
-    for root, folders, names in os.walk(folder, onerror=fail):
-        within = [name for name in sorted(folders) if not name.startswith(".")] if recursive else []
-        folders[:] = [name for name in within if os.path.realpath(Path(root, name)) != os.path.realpath(out)]
-        paths = (Path(root, name) for name in sorted(names) if not name.startswith("."))
-        yield from (path for path in paths if is_picture(path))
+@cache
+def _parameters(network: str, classes: int | None) -> int:
+    """How many a classifier has, for so many classes; None: as many as its family's paper has."""
+    with torch.device("meta"):  # counts without allocating
+        net = create_classifier(network, **({} if classes is None else {"num_classes": classes}))
+    return sum(p.numel() for p in net.parameters())
 
 
 def _asked(weights: str, models: str | None) -> dict[str, Task]:

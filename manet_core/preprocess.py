@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 Box = tuple[float, float, float, float]  # (top, left, bottom, right) as shares of height and width
@@ -29,6 +30,12 @@ def to_unit_range(picture: np.ndarray) -> np.ndarray:
     """Min–max scale to [0, 1], the segmenter's input (MANet, section 3.1); a constant picture becomes 0."""
     low, high = picture.min(), picture.max()
     return (picture - low) / max(float(high - low), 1e-6)
+
+
+def unit_range(pictures: Tensor) -> Tensor:
+    """`to_unit_range` of each picture of a tensor (B, C, H, W), with a gradient."""
+    low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
+    return (pictures - low) / (high - low).clamp(min=1e-6)
 
 
 def segmented_lungs(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:

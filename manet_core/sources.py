@@ -4,7 +4,7 @@ import glob
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from .files.dicom import looks_like_dicom
 from .files.raster import MAX_BYTES
 from .files.xray import XRay, XRayError, load_xray
 
+# What zipfile raises of an archive that is damaged, has a password or is packed in a way that it does not know
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # NotImplementedError is a RuntimeError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom")
 
 
@@ -30,6 +32,31 @@ def is_picture(path: Path) -> bool:
             return looks_like_dicom(file.read(132))
     except OSError:
         return False
+
+
+def pictures_in(
+    folder: str | Path,
+    recursive: bool = True,
+    leave_out: str | Path | None = None,
+    onerror: Callable[[OSError], None] | None = None,
+) -> Iterator[Path]:
+    """The pictures in a folder by name, then those of the folders within it; none that are hidden.
+
+    Args:
+        folder: searched for files that `is_picture`.
+        recursive: whether the folders within it are searched, too.
+        leave_out: a folder within it that is not; None: all are.
+        onerror: called for a folder that cannot be read, which is left out otherwise.
+    """
+    for root, folders, names in os.walk(folder, onerror=onerror):
+        within = [name for name in sorted(folders) if not name.startswith(".")] if recursive else []
+        folders[:] = [name for name in within if leave_out is None or not _same(Path(root, name), leave_out)]
+        paths = (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if is_picture(path))
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def film_names(sources: Iterable[str]) -> list[str]:
@@ -65,10 +92,7 @@ def _names(source: str) -> Iterator[str]:
 def _of_path(source: str) -> Iterator[str]:
     path = os.path.abspath(source)
     if os.path.isdir(path):
-        for root, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            inside = (os.path.join(root, name) for name in sorted(names) if not name.startswith("."))
-            yield from (name for name in inside if is_picture(Path(name)))
+        yield from map(str, pictures_in(path))
     elif path.lower().endswith(".zip"):
         yield from _members(path)
     elif os.path.exists(path) or not glob.has_magic(source):
@@ -81,7 +105,7 @@ def _of_address(source: str) -> Iterator[str]:
     if source.startswith("zip://") and "::" in source:
         yield source  # a member, as a list may name it
         return
-    system, path = _system(source)
+    system, path = file_system(source)
     if source.lower().endswith(".zip"):
         yield from _members(source)
         return
@@ -93,8 +117,12 @@ def _of_address(source: str) -> Iterator[str]:
     yield from (system.unstrip_protocol(name) for name in names)
 
 
-def _system(address: str):
-    """The fsspec file system of an address, and the path in it."""
+def file_system(address: str) -> tuple:
+    """The fsspec file system of an address or of a path on disk, and the path in it.
+
+    Raises:
+        SourceError: fsspec knows no such address, or needs another package for it.
+    """
     from fsspec.core import url_to_fs
 
     try:
@@ -108,7 +136,7 @@ def _system(address: str):
 @lru_cache(maxsize=8)
 def _archive(source: str) -> zipfile.ZipFile:
     if "://" in source:
-        system, path = _system(source)
+        system, path = file_system(source)
         return zipfile.ZipFile(system.open(path, "rb"))
     return zipfile.ZipFile(source)
 
@@ -116,7 +144,7 @@ def _archive(source: str) -> zipfile.ZipFile:
 def _members(archive: str) -> Iterator[str]:
     try:
         listed = _archive(archive).infolist()
-    except (zipfile.BadZipFile, OSError):
+    except (*ZIP_ERRORS, OSError):
         raise SourceError(f"{archive} is damaged or no zip archive; make it again.") from None
     for member in listed:
         if not member.is_dir() and not Path(member.filename).name.startswith("."):
@@ -137,10 +165,10 @@ def read_film(name: str) -> XRay:
             with _archive(archive).open(member) as file:
                 data = file.read(MAX_BYTES + 1)
         else:
-            system, path = _system(name)
+            system, path = file_system(name)
             with system.open(path, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError):
+    except (*ZIP_ERRORS, KeyError):
         raise XRayError("The file cannot be unpacked; make the archive again, without a password.") from None
     except FileNotFoundError:
         raise XRayError("There is no such file.") from None

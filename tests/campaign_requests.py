@@ -130,15 +130,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    import psutil
-    from conftest import served
     from gradio_client import Client
+    from serving import process_at, served
 
     with (
         tempfile.TemporaryDirectory() as folder,
         served(ROOT / "weights", Path(folder), hostile=True) as (url, uploads),
     ):
-        (page,) = (child for child in psutil.Process().children() if "app.py" in child.cmdline())
+        page = process_at(url)
         Client(url, verbose=False).predict(api_name="/models")  # which loads the networks
         before, begun = page.memory_info().rss, time.monotonic()
         statuses, wrong = campaign(url, args.count, args.seed)

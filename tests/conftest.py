@@ -3,12 +3,7 @@
 import os
 import shutil
 import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
+from serving import ROOT, WAIT_S, served, wait_until  # noqa: F401, which tests take from here
 
 from manet_core import CLASSES, create_classifier, create_segmenter
 from manet_core.phantom import phantom, phantom_mask
@@ -24,9 +20,15 @@ from manet_core.tasks import get_task
 from manet_core.weights import fingerprint, read_manifest, sha256, write_manifest
 from train.measures.study import last_layer
 
-ROOT = Path(__file__).parent.parent
-WAIT_S = float(os.environ.get("MANET_TEST_WAIT", 120))  # for machines that do much else
 BROWSER_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+LONGEST = ("app", "benchmark", "viewer", "evidence", "paper", "training", "archive", "teach", "main", "verbs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no worker ends on one of them while the other has nothing."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")
@@ -196,43 +198,6 @@ def fresh_accelerator():
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""
     return np.random.default_rng(0)
-
-
-@contextmanager
-def served(weights: Path, temporary: Path, *options: str, hostile: bool = False):
-    """(url, folder of uploads) of `python app.py`, running; unless asked in `hostile` ways, it logs no traceback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uploads = temporary / "uploads"
-    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights), *options]
-    with (temporary / "log").open("w+") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"GRADIO_TEMP_DIR": str(uploads)}
-        )
-        try:
-            url = f"http://127.0.0.1:{port}/"
-            wait_until(lambda: _answers(url) or process.poll() is not None)
-            assert process.poll() is None, (temporary / "log").read_text()
-            yield url, uploads
-        finally:
-            process.terminate()
-            process.wait(WAIT_S)
-        assert hostile or "Traceback" not in (temporary / "log").read_text()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
-
-
-def wait_until(condition) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def expect(locator):

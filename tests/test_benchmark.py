@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT, behind_shipped_segmenter
+from conftest import behind_shipped_segmenter
 
 from train import benchmark
 from train.measures import speed
@@ -30,8 +30,8 @@ def test_paired_times_tell_a_slow_function_from_a_fast_one(monkeypatch):
 
 
 def test_the_benchmark_runs_on_random_classifiers(random_weights):
-    results = benchmark.benchmark_pipeline(random_weights, "efficientnet_lite0", runs=2)
-    results |= benchmark.benchmark_mask_attention("efficientnet_lite0", runs=2, size=64)
+    results = benchmark.benchmark_pipeline(random_weights, "efficientnet_lite0", runs=1)
+    results |= benchmark.benchmark_mask_attention("efficientnet_lite0", runs=1, size=64)
     assert len(results) == 4 and all(figure["ratio"] > 0 for figure in results.values())
     table = benchmark.table(results | {"device": "CPU", "processor": "x", "torch": "2"})
     assert all(f"| {name} |" in table for name in results)
@@ -61,15 +61,18 @@ def test_the_training_loop_is_measured_by_its_recipe(phantoms, random_weights, t
     assert figure["ratio"] > 0
 
 
-def test_the_page_benchmark_runs(random_weights, weights, tmp_path):
+def test_the_page_benchmark_runs(random_weights, weights, tmp_path, monkeypatch):
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     if shutil.which("chromium") is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     few = ["--starts", 1, "--drops", 1, "--side", 300, "--users", 2, "--seconds", 3, "--files", 3]
     (tmp_path / "weights").mkdir()
     mixed = behind_shipped_segmenter(random_weights, weights, tmp_path / "weights")
-    command = [sys.executable, "-m", "ui.benchmark", "--weights", mixed, *few, "--out", tmp_path]
-    subprocess.run(list(map(str, command)), cwd=ROOT, check=True)  # which starts a browser of its own
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--weights", str(mixed), *map(str, few), "--out", str(tmp_path)])
+    drawn = page_benchmark.png
+    monkeypatch.setattr(page_benchmark, "png", lambda size, seed: drawn(min(size, 512), seed))  # in place of 2000
+    with ThreadPoolExecutor(1) as pool:  # a browser of its own beside that of other tests
+        pool.submit(page_benchmark.main).result()
     results = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
     assert results["answers"] >= 2 and results["wrong or mixed-up answers"] == 0
     assert results["of them read"] == results["X-rays in the archive"] == 3

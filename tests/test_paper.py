@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from serving import processes
 
 from manet_core import CLASSES, list_models
 from train import paper, record, tables
@@ -19,6 +22,26 @@ RECIPE = Recipe(model="resnet34", epochs=8, size=224)
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     return tmp_path_factory.mktemp("experiment")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def once():
+    """Table 3 is counted and timed once, as it is the same in every report of these networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("table_3", "benchmark_mask_attention"):
+            patch.setattr(paper, name, _copied(getattr(paper, name)))
+        yield
+
+
+def _copied(function):
+    known = cache(function)
+    return lambda *arguments: deepcopy(known(*arguments))
+
+
+@pytest.fixture
+def no_heatmaps(monkeypatch):
+    """Fig. 9, which a test before has drawn, is left away."""
+    monkeypatch.setattr(paper.figures, "heatmaps", lambda *_: [])
 
 
 def options(phantoms, random_weights, out, cache, *more):
@@ -56,8 +79,12 @@ def test_the_whole_experiment(phantoms, random_weights, experiment, run, capsys)
     assert [path.stat().st_mtime_ns for path in weights] == before
 
 
-def test_side_by_side_ends_with_the_same_weights(phantoms, random_weights, experiment, run):
-    """Two trainings at once, each in its process, equal the same trainings one after another."""
+def test_side_by_side_ends_with_the_same_weights(phantoms, random_weights, experiment, run, no_heatmaps, monkeypatch):
+    """Two trainings at once, each in its process, equal the same trainings one after another.
+
+    The processes are forked from one that has imported PyTorch, where the command starts new ones.
+    """
+    monkeypatch.setattr(paper.multiprocessing, "get_context", lambda _: processes)
     out = experiment / "jobs"
     run(
         paper,
@@ -95,7 +122,7 @@ def test_stray_and_broken_folders_are_left_out(phantoms, random_weights, experim
     assert f"{one / '7'} holds another training than its name says" in said
 
 
-def test_shipped_weights_stand_in_for_a_trial(phantoms, random_weights, experiment, run, tmp_path):
+def test_shipped_weights_stand_in_for_a_trial(phantoms, random_weights, experiment, run, tmp_path, no_heatmaps):
     """They are there with their own recipe and without a curve, and only where nothing was trained."""
     weights = tmp_path / "weights"
     shutil.copytree(random_weights, weights)

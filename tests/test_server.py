@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 import campaign_files
 import campaign_requests
-import psutil
 import pytest
 import uvicorn
 from conftest import ROOT, WAIT_S, hangs_up, served, wait_until
+from serving import process_at
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from test_app import _files
@@ -204,8 +204,7 @@ def test_requests_of_no_shape_do_not_reach_gradio(ask):
 
 
 def test_readers_beside_an_archive_get_their_own_answers(server, tmp_path):
-    (page,) = (child for child in psutil.Process().children() if "app.py" in child.cmdline())
-    found = load(server[0], page.pid, tmp_path, users=3, seconds=5, files=20, pause=0.2)
+    found = load(server[0], process_at(server[0]).pid, tmp_path, users=3, seconds=5, files=20, pause=0.2)
     assert found["errors"] == found["wrong or mixed-up answers"] == 0, found
     assert found["answers"] >= 6 and found["X-rays of the archive read meanwhile"].endswith(" of 20")
     assert 0 < found["wait, median, s"] <= found["wait, 95th percentile, s"] <= found["longest wait, s"]

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import runpy
 import shutil
 import subprocess
 import sys
@@ -221,21 +222,25 @@ with open(f"{out}/losses-{os.environ.get('RANK', 0)}.json", "w", encoding="utf-8
 """
 
 
-def test_two_processes_train_as_one_does(phantoms, tmp_path):
+def test_two_processes_train_as_one_does(phantoms, tmp_path, monkeypatch):
     """Each batch is shared among the processes: every step has the same loss, by the same weights.
 
     The network has no batch norm, whose statistics only GPUs share. `accelerate launch` would start a single process
     on a CPU; torchrun, which it calls for GPUs, starts both.
     """
-    launches = {1: [], 2: "-m torch.distributed.run --standalone --nproc_per_node 2".split()}
     script = tmp_path / "steps.py"
     script.write_text(STEPS, encoding="utf-8")
     losses = {}
-    for processes, launch in launches.items():
+    for processes in (1, 2):
         out = tmp_path / str(processes)
-        command = [sys.executable, *launch, script, phantoms, tmp_path, out]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run([str(part) for part in command], check=True, cwd=ROOT, env=environment, timeout=300)
+        arguments = [str(part) for part in (script, phantoms, tmp_path, out)]
+        if processes == 1:
+            monkeypatch.setattr(sys, "argv", arguments)
+            runpy.run_path(str(script))
+        else:
+            launch = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split(), *arguments]
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            subprocess.run(launch, check=True, cwd=ROOT, env=environment, timeout=300)
         files = sorted(out.glob("losses-*.json"))
         assert len(files) == processes
         losses[processes] = np.mean([json.loads(file.read_text(encoding="utf-8")) for file in files], axis=0)

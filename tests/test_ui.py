@@ -122,10 +122,16 @@ def test_networks_are_made_ready_once_before_the_first_xray(random_weights):
     wait_until(lambda: all(runtime_of(net) == "ONNX Runtime" for net in networks.get().classifiers.values()))
 
 
+@pytest.fixture(scope="module")
+def networks(many_tasks) -> Networks:
+    """Of many tasks, loaded and made ready once."""
+    return Networks(many_tasks)
+
+
 @pytest.mark.parametrize("explainer", ["gradcam", "layercam"])
-def test_what_is_computed_again_equals_what_came_from_the_file(many_tasks, explainer):
+def test_what_is_computed_again_equals_what_came_from_the_file(networks, explainer):
     """Also for networks that are shown the lungs' box: what is kept of a film is enough."""
-    networks, x = Networks(many_tasks), phantom(700, seed=1)
+    x = phantom(700, seed=1)
     lungs = Lungs.from_probability(phantom_mask(224, 1).astype(np.float32))
     original = networks.analyze(x, lungs=lungs, explainer=explainer)
     film, done = networks.keep(x, networks.analyze(x, lungs=lungs)), []
@@ -139,8 +145,8 @@ def test_what_is_computed_again_equals_what_came_from_the_file(many_tasks, expla
     assert [step for step, _ in done] == sorted(step for step, _ in done) and done[-1] == (4, 4)
 
 
-def test_a_slow_explainer_lets_others_go_first(many_tasks):
-    networks, x, read = Networks(many_tasks), phantom(128), []
+def test_a_slow_explainer_lets_others_go_first(networks):
+    x, read = phantom(128), []
     film = networks.keep(x, networks.analyze(x))
 
     def progress(done: float, count: int) -> None:
@@ -156,16 +162,15 @@ def test_a_slow_explainer_lets_others_go_first(many_tasks):
     assert networks.analyze(x).readings.keys() == film.analysis.readings.keys()
 
 
-def test_little_is_kept_of_a_large_film(many_tasks):
-    networks, x = Networks(many_tasks), XRay(np.tile(phantom(500).pixels, (8, 8)))
+def test_little_is_kept_of_a_large_film(networks):
+    x = XRay(np.tile(phantom(500).pixels, (8, 8)))
     film = networks.keep(x, networks.analyze(x))
     assert film.analysis.original.shape == (1024, 1024) and film.shape == (4000, 4000)
     assert sorted(film.inputs) == [64, 96] and film.inputs[96].shape == (96, 96)
     assert film.sha256 == hashlib.sha256(x.pixels.tobytes()).hexdigest()
 
 
-def test_families_are_the_tasks_of_the_networks_that_are_run(many_tasks, tmp_path):
-    networks = Networks(many_tasks)
+def test_families_are_the_tasks_of_the_networks_that_are_run(networks, many_tasks, tmp_path):
     assert networks.tasks() == ["manet", "guided", "nih14"]
     assert networks.of_tasks(["manet"]) == ["efficientnet_lite0", "resnet34_ma"] and networks.of_tasks([]) == []
     assert Networks(many_tasks, ["efficientnet_lite0_cbam"]).tasks() == ["nih14"]
@@ -174,9 +179,9 @@ def test_families_are_the_tasks_of_the_networks_that_are_run(many_tasks, tmp_pat
     assert networks.suited("attention", ["resnet34_ma"]) == []
 
 
-def test_a_kept_film_can_be_read_by_networks_that_were_not_asked_before(many_tasks):
+def test_a_kept_film_can_be_read_by_networks_that_were_not_asked_before(networks):
     """Also by one that brings it to another size."""
-    networks, x = Networks(many_tasks), phantom(300, seed=1)
+    x = phantom(300, seed=1)
     film = networks.keep(x, networks.analyze(x, models=["efficientnet_lite0_ma"]))
     later = networks.again(film, ["resnet34_ma"]).readings["resnet34_ma"]
     known = networks.analyze(x, models=["resnet34_ma"]).readings["resnet34_ma"]
@@ -227,8 +232,8 @@ def test_older_work_tells_nothing_once_there_is_newer():
     assert late == []
 
 
-def test_random_networks_have_the_classes_of_their_tasks(many_tasks):
-    networks, x = Networks(many_tasks), phantom(128)
+def test_random_networks_have_the_classes_of_their_tasks(networks):
+    x = phantom(128)
     known, random = (networks.analyze(x, random=random) for random in (False, True))
     for name, reading in random.readings.items():
         assert list(reading.probabilities) == list(known.readings[name].probabilities)
@@ -840,8 +845,8 @@ def test_attention_of_a_network_is_shown_with_its_weight():
     assert heat.shape == (224, 224) and np.unravel_index(heat.argmax(), heat.shape)[0] < 112
 
 
-def test_the_input_that_is_shown_is_what_the_network_gets(many_tasks):
-    networks, x = Networks(many_tasks), phantom(300, seed=1)
+def test_the_input_that_is_shown_is_what_the_network_gets(networks):
+    x = phantom(300, seed=1)
     lungs = Lungs.from_probability(phantom_mask(224, 1).astype(np.float32))
     film = networks.keep(x, networks.analyze(x, lungs=lungs))
     net, got = networks.get().classifiers["resnet34_ma"], []

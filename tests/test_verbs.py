@@ -16,7 +16,7 @@ from manet_core import CLASSES
     ("verb", "options", "rows", "moment"),
     [
         ("segment", ["--size", "64", "--out", "{tmp}/out"], 3000, "decoding:"),
-        ("refit", ["--weights", "{weights}"], 600, "segmenting:"),
+        ("refit", ["--weights", "{weights}"], 300, "segmenting:"),
     ],
 )
 def test_ctrl_c_ends_a_verb_with_a_sentence(phantoms, random_weights, tmp_path, verb, options, rows, moment):

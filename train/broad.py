@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from manet_core.preprocess import unit_range
+
 
 def broad(
     images: Tensor, masks: Tensor, boxes: Tensor, size: int, generator: torch.Generator, other_masks: bool = True
@@ -148,6 +150,4 @@ def shown(images: Tensor, masks: Tensor, sees: str) -> Tensor:
     views = {"lungs": lambda: images * masks, "whole": lambda: images, "outside": lambda: images * (1 - masks)}
     if sees not in views:
         raise ValueError(f"The broad augmentation cannot show {sees!r}; choose one of: {', '.join(views)}, shape.")
-    view = views[sees]()
-    low, high = view.amin((1, 2, 3), keepdim=True), view.amax((1, 2, 3), keepdim=True)
-    return 2 * (view - low) / (high - low).clamp(min=1e-6) - 1
+    return 2 * unit_range(views[sees]()) - 1

@@ -2,12 +2,14 @@
 
 Every verb takes `--data ROOT`, a folder with an `index.csv` (columns image,
 mask, label, source, patient, split, and for findings `findings`; paths relative
-to it or absolute; see `train.prepare`). Pictures are decoded once, by the same
+to it or absolute; see `train.prepare`), or a folder of Parquet shards that hold
+the same (`train.shards`). Pictures are decoded once, by the same
 `load_xray` and `resize` that the pipeline uses, into a memory-mapped array.
 """
 
 import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +28,37 @@ from manet_core.tasks import MANET, Task
 from manet_core.weights import load_network, read_manifest
 
 from .recipe import Recipe, Run
+from .shards import list_shards, open_file, read_shard_index, shard_of, shard_state
 
 COLUMNS = ["image", "mask", "label", "source", "patient", "split"]
 
 
 def read_index(data: str | Path) -> pd.DataFrame:
-    """`data`/index.csv, all columns as text, image and mask paths made absolute.
+    """`data`/index.csv, all columns as text, image and mask paths made absolute; or the index of the shards in `data`.
 
     Raises:
-        SystemExit: there is no index, or it lacks a column; the text says what to run.
+        SystemExit: there is no index, or it lacks a column, or a shard is missing; the text says what to run.
     """
     root = Path(data)
     path = root / "index.csv"
-    if not path.is_file():
+    shards = [] if path.is_file() else list_shards(data)
+    if shards:
+        path, index = data, read_shard_index(shards)
+    elif path.is_file():
+        index = pd.read_csv(path, dtype=str, keep_default_na=False)
+    elif "://" in str(data):
+        raise SystemExit(
+            f"There are no shards at {data}: write some with `python -m train.prepare shards`."
+        )
+    else:
         raise SystemExit(
             f"There is no {path}: run `python -m train.prepare --data {root} --out DIR` and use --data DIR."
         )
-    index = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [column for column in COLUMNS if column not in index]
     if missing:
         raise SystemExit(f"{path} lacks the column(s) {', '.join(missing)}.")
+    if shards:
+        return index
     for column in ("image", "mask"):
         index[column] = [str(root / name) if name else "" for name in index[column]]
     return index
@@ -67,6 +80,19 @@ def split_by_image(index: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return index.assign(split=split)
 
 
+def fingerprint(index: pd.DataFrame) -> str:
+    """12 hexadecimal digits that depend on the names, sizes and times of all files of an index, or of its shards."""
+    found, shards = hashlib.sha256(), lru_cache(shard_state)
+    for name in (*index.image, *index["mask"]):
+        if shard := shard_of(name):
+            told = shards(shard)
+        else:
+            there = os.stat(name) if name and os.path.exists(name) else None
+            told = there and (there.st_size, there.st_mtime_ns)
+        found.update(f"{name}|{told}\n".encode())
+    return found.hexdigest()[:12]
+
+
 class Pictures:
     """All pictures of an index at one square size, decoded once.
 
@@ -77,7 +103,8 @@ class Pictures:
     """
 
     def __init__(self, data: str | Path, size: int, cache: str | Path = "runs/cache"):
-        self.data = Path(data).resolve()  # one cache, however the folder is spelled
+        address = "://" in str(data)
+        self.data = str(data) if address else Path(data).resolve()  # one cache, however the folder is spelled
         self.index, self.size = read_index(self.data), size
         self.folder = Path(cache)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,12 +116,8 @@ class Pictures:
         self.images, self.masks = (np.load(path, mmap_mode="r") for path in paths)
 
     def _fingerprint(self) -> str:
-        """Of the names, sizes and times of all files: a picture that has changed is decoded again."""
-        found = hashlib.sha256()
-        for name in (*self.index.image, *self.index["mask"]):
-            state = os.stat(name) if name and os.path.exists(name) else None
-            found.update(f"{name}|{state and (state.st_size, state.st_mtime_ns)}\n".encode())
-        return found.hexdigest()[:12]
+        """A picture that has changed is decoded again."""
+        return fingerprint(self.index)
 
     def _decode(self, images: Path, masks: Path) -> None:
         shape = (len(self.index), self.size, self.size)
@@ -103,9 +126,9 @@ class Pictures:
         lungs = np.lib.format.open_memmap(parts[1], "w+", bool, shape)
         rows = zip(self.index.image, self.index["mask"])
         for i, (image, mask) in enumerate(tqdm(rows, "decoding", len(self.index), unit="picture")):
-            pixels[i] = np.rint(resize(load_xray(image).pixels, self.size) * 255)
+            pixels[i] = np.rint(resize(load_xray(open_file(image)).pixels, self.size) * 255)
             if mask:
-                lungs[i] = resize(np.asarray(Image.open(mask).convert("1"), np.float32), self.size) > 0.5
+                lungs[i] = resize(np.asarray(Image.open(open_file(mask)).convert("1"), np.float32), self.size) > 0.5
         pixels.flush(), lungs.flush()
         del pixels, lungs  # Windows renames no file that is mapped
         for part, path in zip(parts, (images, masks)):

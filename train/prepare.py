@@ -1,6 +1,7 @@
 """Make the index of X-rays that every other verb reads.
 
     python -m train.prepare --data ROOT --out DIR
+    python -m train.prepare shards --data DATA --out DIR   # the index and its files as Parquet (`train.shards`)
 
 If ROOT has an index.csv, it is checked and copied with absolute paths.
 Otherwise the public sets are looked for below ROOT, in the layouts in which
@@ -21,7 +22,8 @@ from tqdm import tqdm
 from manet_core.tasks import get_task, list_tasks
 
 from . import run_verb
-from .data import COLUMNS, read_index
+from .data import COLUMNS, fingerprint, read_index
+from .shards import write_shards
 from .sources import CONVENTIONS, Film, get_source, list_sources
 
 SPLITS = ("train", "val", "test", "external", "pretrain")
@@ -156,22 +158,33 @@ def _mask(parts: tuple[Path, ...], united: Path) -> str:
     return str(united)
 
 
+def _refuse(index: pd.DataFrame) -> None:
+    if found := violations(index):
+        raise SystemExit("\n".join(found))
+
+
 def main() -> None:
-    """Check or make an index from the command line."""
+    """Check or make an index from the command line, or pack one as shards."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("kind", nargs="?", choices=("index", "shards"), default="index", help="what is made; index")
     p.add_argument("--data", default=os.environ.get("MANET_DATA", "data"), type=Path, help="ROOT; also MANET_DATA")
-    p.add_argument("--out", required=True, type=Path, help="DIR, where index.csv goes")
+    p.add_argument("--out", required=True, type=Path, help="DIR, where index.csv or the shards go")
     p.add_argument("--seed", default=0, type=int, help="of the split, where there is none yet")
     args = p.parse_args()
     root, out = args.data.absolute(), args.out.absolute()
     if not root.is_dir():
         raise SystemExit(f"There is no folder {root}.")
+    if args.kind == "shards":
+        index = read_index(root)
+        _refuse(index)
+        shards = write_shards(index, fingerprint(index), out)
+        print(f"{len(index)} X-rays are in {len(shards)} shard(s) in {out}; use --data {args.out} from here on.")
+        return
     if (root / "index.csv").is_file():
         if root.resolve() == out.resolve():
             raise SystemExit(f"{root} has an index.csv already; choose another folder for --out.")
         index = read_index(root)
-        if found := violations(index):
-            raise SystemExit("\n".join(found))
+        _refuse(index)
     else:
         index = find(root, out)
         index["split"] = split(index, args.seed)

@@ -105,7 +105,7 @@ class Run:
     """Where a training reads and writes and what computes it; none of this decides what is learnt.
 
     Attributes:
-        data: folder with index.csv.
+        data: folder with index.csv or shards, or an address of fsspec.
         out: folder for weights, checkpoint and log; the same command resumes.
         cache: folder for decoded pictures.
         weights: folder or manifest with the segmenter's weights.
@@ -191,7 +191,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: bool = True) -> None:
     """The options of a `Run`."""
     group = parser.add_argument_group("run", "where it reads and writes, and what computes it")
     group.add_argument(
-        "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv; also MANET_DATA"
+        "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv or shards; also MANET_DATA"
     )
     if out:
         group.add_argument("--out", required=True, help="folder for weights, checkpoint and log; resumes if it exists")

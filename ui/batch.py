@@ -7,7 +7,6 @@ import json
 import logging
 import time
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -21,6 +20,7 @@ from manet_core import Analysis, WeightsError, XRay, XRayError, load_xray
 from manet_core.pipeline import DISCLAIMER, NO_READING
 from manet_core.preprocess import resize
 from manet_core.report import limits as report_limits
+from manet_core.sources import ZIP_ERRORS
 from manet_core.table import plain
 from manet_core.tasks import get_task, list_tasks
 
@@ -191,7 +191,7 @@ def _members(archive: str, enter: Callable[[], BinaryIO]) -> list[tuple[str, Cal
         opened = _Archive(enter())
     except XRayError as error:
         return [(archive, partial(_refuse, str(error)))]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (*ZIP_ERRORS, OSError, ValueError):
         return [(archive, partial(_refuse, "The zip archive is damaged; make it again."))]
     members = [m for m in opened.infolist() if not m.is_dir() and not Path(m.filename).name.startswith(".")]
     return [(Path(member.filename).name, partial(_unpack, opened, member)) for member in members]
@@ -208,7 +208,7 @@ def _unpack(archive: _Archive, member: zipfile.ZipInfo) -> XRay:
         raise XRayError(f"The archive unpacks to more than {MOST_UNPACKED >> 30} GB; send fewer files at once.")
     try:
         data = archive.unpack(member)
-    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError):
+    except (*ZIP_ERRORS, OSError):
         raise XRayError("The file cannot be unpacked; make the archive again, without a password.") from None
     if len(data) > MOST_BYTES:
         raise XRayError(f"The file is larger than {MOST_BYTES >> 20} MB when unpacked; send the X-ray alone.")

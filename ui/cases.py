@@ -6,7 +6,6 @@ Nothing is written anywhere. A film is read from the lecturer's folder or archiv
 import csv
 import io
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -15,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from tqdm import tqdm
 
 from manet_core import XRay, XRayError
-from manet_core.sources import read_film
+from manet_core.sources import ZIP_ERRORS, read_film
 from manet_core.table import plain
 from manet_core.tasks import Task, get_task
 
@@ -135,7 +134,7 @@ def _archive(path: Path) -> tuple[str, Callable[[str], str]]:
                 raise CasesError(f"{path} has {'several files' if lists else 'no file'} {LIST}; put in one.")
             with archive.open(lists[0]) as file:
                 text = _decoded(file.read(_MOST_BYTES + 1))
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError):
+    except (*ZIP_ERRORS, OSError):
         raise CasesError(
             f"{path} is no zip archive that can be read; make an ordinary one, without a password."
         ) from None

@@ -8,18 +8,13 @@ attention pools. All steps have a gradient, so that Dice loss on the mask and cr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..preprocess import unit_range
 from .attention import AttentionMap, NoMap
 from .classifier import Classifier
 from .registry import create_classifier, create_segmenter
 
 SIZE = 256  # side of the segmenter's square input, pixels: the shipped one's
 WIDTH, CONVENTIONS = 16, 2  # of the shipped segmenter
-
-
-def unit_range(pictures: Tensor) -> Tensor:
-    """Min–max scale each picture of (B, 1, H, W) to [0, 1]: `preprocess.to_unit_range` with a gradient."""
-    low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
-    return (pictures - low) / (high - low).clamp(min=1e-6)
 
 
 class EndToEnd(Classifier):

@@ -15,6 +15,7 @@ from manet_core.weights import load_network, read_manifest
 
 from ..data import read_index
 from ..segment import intersection_over_union
+from ..shards import open_file
 from .markdown import percent, table
 from .statistics import bootstrap_weights, mean
 
@@ -27,9 +28,9 @@ def measure_masks(data: str | Path, weights: str | Path, split: str) -> pd.DataF
     segmenter = load_network(weights, "resunet", "cuda" if torch.cuda.is_available() else "cpu")
     rows, ious = iter(tqdm(zip(index.image, index["mask"]), "segmenting", len(index), unit="X-ray")), []
     while batch := list(islice(rows, 16)):
-        pixels = [load_xray(image).pixels for image, _ in batch]
+        pixels = [load_xray(open_file(image)).pixels for image, _ in batch]
         for lungs, (_, mask) in zip(predict_lungs(segmenter, pixels, size), batch):
-            truth = np.asarray(Image.open(mask).convert("1"))
+            truth = np.asarray(Image.open(open_file(mask)).convert("1"))
             ious.append(intersection_over_union(lungs.at(truth.shape)[None], truth[None])[0])
     return index.assign(iou=np.array(ious, float))
 

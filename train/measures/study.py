@@ -130,7 +130,7 @@ class Study:
     """Shipped networks and the X-rays on which they are measured.
 
     Attributes:
-        data: folder with index.csv.
+        data: folder with index.csv or shards, or an address of fsspec.
         weights: folder with manifest.json, or a manifest file.
         cache: folder for decoded pictures, masks, and what networks said.
         heatmaps, disturbed: how many X-rays these measures take.
@@ -140,7 +140,7 @@ class Study:
         compared: names of those explainers; (): all.
     """
 
-    data: Path
+    data: str | Path
     weights: Path
     cache: Path
     heatmaps: int = 50
@@ -266,7 +266,7 @@ def options(description: str) -> argparse.ArgumentParser:
     """The options of every verb that measures shipped weights."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
-        "--data", default=os.environ.get("MANET_DATA", "data"), type=Path, help="folder with index.csv; also MANET_DATA"
+        "--data", default=os.environ.get("MANET_DATA", "data"), help="folder with index.csv or shards; also MANET_DATA"
     )
     p.add_argument("--weights", default="weights", type=Path, help="folder, or a manifest file in it")
     p.add_argument("--cache", default="runs/cache", type=Path)
