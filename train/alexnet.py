@@ -4,8 +4,8 @@
 
 trains what is missing below --out, goes on with what was interrupted, skips what is finished, and writes results.json
 and tables.md there. Each network is trained on one source a class, as in the paper, and on several; some of them, as
-controls, learn from one source a class with the lungs blacked out. A finished training is a folder COMPOSITION/NETWORK/TRIAL of
-`train.classify`, which may also have been trained by hand. Shorter, for a CPU:
+controls, learn from one source a class with the lungs blacked out. A finished training is a folder
+COMPOSITION/NETWORK/TRIAL of `train.classify`, which may also have been trained by hand. Shorter, for a CPU:
 
     python -m train.alexnet --data DATA --out runs/alexnet --trials 1 --epochs 4
 

@@ -20,9 +20,9 @@ TITLE = "Heatmaps"
 MEASURES = ("in lung", "spread", "deletion", "insertion", "as random")
 TEXT = """\
 In lung: share of the heatmap inside the mask; mask attention silences features outside, so a higher share would say
-nothing of its reasoning. Spread: entropy, 1 for an even map. Deletion and insertion: what the network's own heatmap gains over that
-of another X-ray when lung tissue is covered, or uncovered, hottest first; above 0, it points at what the network uses.
-As random: correlation with the heatmap of the same architecture with random weights."""
+nothing of its reasoning. Spread: entropy, 1 for an even map. Deletion and insertion: what the network's own heatmap
+gains over that of another X-ray when lung tissue is covered, or uncovered, hottest first; above 0, it points at what
+the network uses. As random: correlation with the heatmap of the same architecture with random weights."""
 
 
 def heatmap(net: nn.Module, image: torch.Tensor, mask: torch.Tensor, label: int) -> np.ndarray:
