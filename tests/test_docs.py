@@ -118,6 +118,21 @@ def between(figure: dict[str, float]) -> str:
     return "{:.1f} to {:.1f}".format(*(100 * figure[end] for end in ("low", "high")))
 
 
+def test_what_is_said_of_a_last_layer_is_in_its_results():
+    found = {
+        composition: networks["efficientnet_lite0_last"]
+        for composition, networks in result("alexnet/results")["compositions"].items()
+    }
+    shown, black = (found[composition]["one"]["accuracy"] for composition in ("one", "outside"))
+    said = f"right on {100 * shown['value']:.1f} % ({between(shown)}) of the same test X-rays, and with the lungs blacked"
+    assert f"{said} out still on {100 * black['value']:.1f} % ({between(black)})" in folded(README)
+    several, external = found["several"]["several"], found["several"]["external"]
+    assert f"right on {100 * several['accuracy']['value']:.1f} % where both classes come from several" in folded(README)
+    assert f"finds {100 * external['sensitivity']['value']:.1f} % of the external COVID-19" in folded(README)
+    normals = external["n"] - external["covid"]
+    assert f"specificity of {100 * external['specificity']['value']:.1f} % on {normals} normals" in folded(README)
+
+
 def test_what_is_said_of_guided_attention_is_in_its_results():
     rows = {(row["backbone"], row["stage"]): row for row in result("guided/results")}
     first, third = (rows["efficientnet_lite0", stage] for stage in ("I", "III"))
