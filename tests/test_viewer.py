@@ -425,19 +425,6 @@ def test_a_reload_loses_nothing(page, server, chromium):
         other.close()
 
 
-def test_a_reload_asks_first_while_a_film_is_read(page):
-    asked = []
-    page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
-    page.click("button:has-text('Clear lungs')")
-    page.wait_for_selector("#status .spinner")
-    page.evaluate("setTimeout(() => location.reload())")
-    wait_until(lambda: page.wait_for_timeout(100) or asked)
-    assert asked == ["beforeunload"]
-    page.wait_for_selector("#read >> text=phantom, clear lungs")
-    page.click(".strip button[title='Show deep.dcm']")
-    page.wait_for_selector("#read >> text=deep.dcm")
-
-
 def test_the_keyboard_skips_to_the_film(page):
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     page.focus(".skip")

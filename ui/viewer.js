@@ -941,8 +941,7 @@ for (const name of ['dragover', 'drop']) {
   });
 }
 
-// A page that is reloaded gets its films back from the server, but not what was still being read: ask first.
-addEventListener('beforeunload', event => { if (document.querySelector('#status .spinner')) event.preventDefault(); });
+// By it a page that is reloaded gets its films back. It is not asked first: Gradio ends its connection before the answer.
 addEventListener('manet-token', event => { try { sessionStorage.setItem('manet', event.detail); } catch { /* as without */ } });
 
 new ResizeObserver(measure).observe(stage);
