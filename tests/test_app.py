@@ -151,13 +151,15 @@ def test_upload_shows_the_film_and_its_reading(server, page, phantom_png):
     wait_until(lambda: not _files(uploads))
 
 
-def test_a_film_can_be_fetched_once(server, page):
+def test_a_film_can_be_fetched_with_its_key_alone(server, page):
     page.goto(server[0])
     with page.expect_response("**/film") as film:
         page.click("button:has-text('Clear lungs')")
     key = film.value.request.post_data
     assert len(key) == 32 and film.value.status == 200 and film.value.headers["cache-control"] == "no-store"
-    for data in (key.encode(), b"\xff", b""):
+    asked = urllib.request.Request(server[0] + "film", key.encode(), method="POST")
+    assert urllib.request.urlopen(asked).read() == film.value.body(), "as long as its page keeps it"
+    for data in (key[::-1].encode(), b"\xff", b""):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(urllib.request.Request(server[0] + "film", data, method="POST"))
     page.wait_for_selector(".readings")
@@ -314,7 +316,7 @@ def test_endpoint_answers(server, client, phantom_png, phantom_dicom):
         assert set(answer) == keys | {"distance", "pose", "reliable", "withheld", "warnings", "disclaimer"}
         assert set(answer["readings"]) == {"efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"}
         for reading in answer["readings"].values():
-            assert set(reading) == {"task", "probabilities", "predicted", "in_lung"}
+            assert set(reading) == {"task", "probabilities", "predicted", "operating_point", "in_lung"}
             assert set(reading["probabilities"]) == set(reading["in_lung"]) == set(CLASSES)
             assert sum(reading["probabilities"].values()) == pytest.approx(1)
             assert reading["predicted"] == max(CLASSES, key=reading["probabilities"].get)
@@ -657,7 +659,7 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
             assert table["x"] + table["width"] <= page.viewport_size["width"], "within the column beside the film"
             said = page.inner_text("#headline")
             assert said.count("of other hospitals") == 1, "told, and told once"
-            assert (f"All {len(answering)} networks" in said) == (not doubts)
+            assert (f"All {len(answering)} networks: " in said) == (not doubts)
             _shot(page, f"real-{len(doubts)}-doubts")
         page.click("button[role=tab]:has-text('Compare attention')")
         page.wait_for_selector(".pyramid figure")
