@@ -122,7 +122,7 @@ def test_the_whole_experiment(two_classes, random_weights, tmp_path, run, capsys
     run(alexnet, *data, "--out", out, *small, *networks, "--record", record)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert list(results["compositions"]) == ["one", "several", "outside"]
-    assert list(results["compositions"]["outside"]) == ["alexnet_attn2"]
+    assert list(results["compositions"]["outside"]) == ["forest", "alexnet_attn2", "efficientnet_lite0_last"]
     for name, found in results["compositions"]["one"].items():
         assert found["one"]["n"] == 6 and found["external"]["n"] == 2, name
         assert found["one"]["covid"] == 3 and 0 <= found["one"]["auroc"] <= 1

@@ -103,7 +103,7 @@ def test_shards_that_are_missing_or_damaged_are_named(packed, tmp_path):
         read_index(tmp_path)
     with pytest.raises(SystemExit, match="no address that fsspec knows"):
         read_index("nonsense://films")
-    with pytest.raises(SystemExit, match="no shards at memory://nothing: run"):
+    with pytest.raises(SystemExit, match="no shards at memory://nothing: write"):
         read_index("memory://nothing")
     with pytest.raises(SystemExit, match=r"There is no .*index\.csv: run"):
         read_index(tmp_path / "cache")

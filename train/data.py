@@ -47,9 +47,7 @@ def read_index(data: str | Path) -> pd.DataFrame:
     elif path.is_file():
         index = pd.read_csv(path, dtype=str, keep_default_na=False)
     elif "://" in str(data):
-        raise SystemExit(
-            f"There are no shards at {data}: write some with `python -m train.prepare shards`."
-        )
+        raise SystemExit(f"There are no shards at {data}: write some with `python -m train.prepare shards`.")
     else:
         raise SystemExit(
             f"There is no {path}: run `python -m train.prepare --data {root} --out DIR` and use --data DIR."
