@@ -176,6 +176,10 @@ class Analysis:
         readings = self.readings_of(task).values()
         return get_task(task).exclusive and not self.divided_of(task) and not all(r.sure for r in readings)
 
+    def doubtful_of(self, task: str) -> bool:
+        """Whether the networks of a task claim nothing together: they are divided, or not sure."""
+        return self.divided_of(task) or self.unsure_of(task)
+
     def claim_of(self, task: str) -> list[str] | None:
         """What may be said for all networks of a task together.
 
@@ -184,7 +188,7 @@ class Analysis:
             least half of them hold for true, or [] for none. None where nothing may be said: the readings are withheld,
             or the networks are divided or not sure.
         """
-        if not self.reliable or self.divided_of(task) or self.unsure_of(task):
+        if not self.reliable or self.doubtful_of(task):
             return None
         asked = len(self.readings_of(task))
         return [name for name, count in self.votes_of(task).items() if 2 * count >= asked]

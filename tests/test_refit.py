@@ -112,6 +112,7 @@ def test_the_verb_adds_a_layer_and_changes_nothing_else(five, random_weights, ru
     entries, before = read_manifest(weights), read_manifest(random_weights)
     entry = entries.pop("efficientnet_lite0_ma")
     layer, temperature = entry.pop("last_layer"), entry.pop("temperature")
+    assert 0.2 <= entry.pop("operating_point") <= 1, "that of the new layer; the highest of five classes has a fifth"
     assert before["efficientnet_lite0_ma"].pop("temperature") != temperature
     assert entry == before.pop("efficientnet_lite0_ma") and entries == before, "all else is as it was"
     assert layer["kind"] == "refitted" and layer["margins"].keys() == set(CLASSES) and temperature > 0

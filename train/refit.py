@@ -12,7 +12,8 @@ Where the new layer would cost any class more than `--cost` points of its sensit
 taken from the trained one; where those cost as much, or there are none, all stays as it was.
 
 It writes weights/NAME.last_layer.safetensors beside the trained weights, which do not change, and into the manifest
-what was chosen and the temperature that goes with it. `train.evaluate` and `train.evidence` measure the outcome.
+what was chosen, and the temperature and operating point that go with it. `train.evaluate` and `train.evidence` measure
+the outcome.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.numpy import save_file
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -31,7 +33,7 @@ from manet_core.weights import load_network, read_manifest, sha256, write_manife
 
 from . import run_verb
 from .data import LungPictures, Pictures, predicted_lungs
-from .measures.calibration import fit_temperature, spare_margins
+from .measures.calibration import fit_temperature, operating_point, spare_margins
 from .measures.study import last_layer, options, read_out
 
 CLASS_WEIGHTS = ("natural", "equal")
@@ -107,6 +109,13 @@ def choose(
     return None, np.zeros(trained.shape[1]), found
 
 
+def calibrated(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """{"temperature", "operating_point"} of a layer's logits (N, K) on validation X-rays with class numbers (N,)."""
+    temperature = fit_temperature(logits, labels)
+    confidence = softmax(logits / temperature, 1).max(1)
+    return {"temperature": temperature, "operating_point": operating_point(confidence, logits.argmax(1) == labels)}
+
+
 def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
     """The manifest entry of a network with the last layer that was chosen for it, whose file is written."""
     task, view = get_task(entry["task"]), View.of(entry["preprocessing"])
@@ -140,11 +149,10 @@ def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
     path = args.weights / f"{name}.last_layer.safetensors"
     if kept is None:
         path.unlink(missing_ok=True)
-        entry["temperature"] = fit_temperature(logits[~train], labels[~train])
-        return entry
+        return entry | calibrated(logits[~train], labels[~train])
     if kept == "trained":
         weight, bias, refitted = trained.weight.cpu().numpy(), trained.bias.cpu().numpy(), logits
-    entry["temperature"] = fit_temperature(refitted[~train] - margins, labels[~train])
+    entry |= calibrated(refitted[~train] - margins, labels[~train])
     tensors = {"weight": weight, "bias": bias - margins}
     save_file({f"{layer}.{key}": np.ascontiguousarray(t, np.float32) for key, t in tensors.items()}, path)
     entry["last_layer"] = {

@@ -85,11 +85,7 @@ class Claims:
 
 def none_claimed(analysis: Analysis) -> bool:
     """Whether the networks of every task that was asked disagree or are not sure enough."""
-    return bool(analysis.tasks) and all(_doubtful(analysis, name) for name in analysis.tasks)
-
-
-def _doubtful(analysis: Analysis, task: str) -> bool:
-    return analysis.divided_of(task) or analysis.unsure_of(task)
+    return bool(analysis.tasks) and all(map(analysis.doubtful_of, analysis.tasks))
 
 
 def _percent(figure: dict[str, float]) -> str:
@@ -111,7 +107,7 @@ def _summary(task: Task, analysis: Analysis, claims: Claims) -> str:
     if not task.exclusive:
         found = ", ".join(f"<b>{escape(shown_name(name))}</b> by {n} of {count}" for name, n in votes.items()) or "none"
         return f'<h2 class="summary">{title}Findings of 50% or more: {found}</h2>'
-    if _doubtful(analysis, task.name):
+    if analysis.doubtful_of(task.name):
         doubt = escape(claims.on_doubt(task, analysis))
         return f'<h2 class="summary">{title}<b>No reliable reading</b></h2><p class="evidence">{doubt}</p>'
     (name,) = votes
@@ -124,7 +120,7 @@ def claimed(analysis: Analysis) -> str:
     """What the networks say, in a few words without markup."""
     if analysis.withheld or none_claimed(analysis):
         return "No reliable reading"
-    claimed = [_said(get_task(name), analysis) for name in analysis.tasks if not _doubtful(analysis, name)]
+    claimed = [_said(get_task(name), analysis) for name in analysis.tasks if not analysis.doubtful_of(name)]
     return "; ".join(said or "no finding" for said in claimed)
 
 

@@ -243,6 +243,6 @@ be compared with another panel’s; its raw peak can, among the classes of one n
 {"A heatmap that ends at a straight edge is of a network that is shown the lungs’ box alone." if cropped else ""}
 <b>In lung</b> is the share of the heatmap inside the mask. Mask attention (MA) multiplies every feature by the share of
 lung in what that feature covers: what lies outside the lungs is dimmed, and removed only where a feature covers no lung
-at all (the pyramid under “Compare attention” counts these places). The share is thus high partly by construction, no
+at all (the pyramid under “Compare attention” counts these places). A high share is thus partly construction and no
 proof of better reasoning, and a heatmap may still peak in a corner.</p></div>
 """
