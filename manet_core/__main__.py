@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _add_listen(ear: argparse.ArgumentParser) -> None:
     ear.add_argument("--out", type=Path, metavar="DIR", help="folder for results, in which each start has its own")
-    ear.add_argument("--return-to", type=_peer, metavar="AE@HOST:PORT", help="send the report and the lungs there")
+    ear.add_argument("--return-to", type=_peer, metavar="AE@HOST:PORT", help="send the DICOM objects there")
     ear.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this computer only)")
     ear.add_argument("--port", type=int, choices=range(65536), default=11112, metavar="PORT", help="default: 11112")
     ear.add_argument("--title", type=_title, default="MANET", metavar="AE", help="own AE title (default: MANET)")

@@ -1,4 +1,4 @@
-"""Results as DICOM objects that a PACS files beside the film: the report as a picture, and the lungs as a segmentation.
+"""Results as DICOM objects that a PACS files beside the film: the report, the lungs, and their outline on the film.
 
 They belong to the film's study and patient, so both are read from the film's header here, and nowhere else: at the
 moment when an object is asked for, from the file that the caller still has. Nothing of it is kept or logged.
@@ -13,12 +13,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from skimage.measure import approximate_polygon, find_contours
 
 from .files.dicom import looks_like_dicom
 from .files.xray import XRayError, load_xray, quiet
 from .pipeline import DISCLAIMER, SEGMENTER, Analysis, Pipeline
 from .preprocess import resize
-from .report import save_report
+from .report import headline, save_report
+from .tasks import get_task
 from .weights import fingerprint
 
 NAME = "MANet"
@@ -30,7 +32,13 @@ _IDENTITY = """
     StudyTime StudyID StudyDescription AccessionNumber IssuerOfAccessionNumberSequence
     ReferringPhysicianName""".split()
 _REFERENCE = "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Rows Columns".split()
+# How the film is to be shown; a presentation state must repeat it.
+_SHOWN = """
+    SamplesPerPixel PhotometricInterpretation PresentationLUTShape PixelRepresentation RescaleSlope RescaleIntercept
+    WindowCenter WindowWidth VOILUTFunction ModalityLUTSequence VOILUTSequence""".split()
 _OPTIONAL = ["PatientOrientation"]
+_OUTLINE_COLOUR = (79, -28, -30)  # CIELab of a light blue that colour-blind readers see on grey
+_LONGEST_TEXT = 1024  # characters that DICOM allows an annotation
 _BAND = 36  # pixels of the line that is burned into the report
 
 
@@ -39,8 +47,9 @@ class DicomOut:
     """DICOM files made of one film, and why others were not.
 
     Attributes:
-        files: {"report": a Secondary Capture image, "lungs": a DICOM Segmentation}, the bytes of whole files.
-        missing: a sentence for each that could not be made; [] when both are there.
+        files: {"report": a Secondary Capture image, "lungs": a DICOM Segmentation, "outline": a Grayscale Softcopy
+            Presentation State}, the bytes of whole files.
+        missing: a sentence for each that could not be made; [] when all are there.
     """
 
     files: dict[str, bytes]
@@ -52,9 +61,9 @@ class _Missing(Exception):
 
 
 def dicom_out(
-    analysis: Analysis, pipe: Pipeline, source: bytes | Path, kinds: Collection[str] = ("report", "lungs")
+    analysis: Analysis, pipe: Pipeline, source: bytes | Path, kinds: Collection[str] = ("report", "lungs", "outline")
 ) -> DicomOut:
-    """The report and the lungs of a film as DICOM files, in the film's study if the film is DICOM.
+    """The report, the lungs and their outline as DICOM files, in the film's study if the film is DICOM.
 
     Args:
         analysis: of that film, by `pipe`; its `original` may be smaller than the film.
@@ -150,7 +159,95 @@ def _lungs(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Datase
     return made
 
 
-_MAKERS = {"report": _report, "lungs": _lungs}
+def _outline(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Dataset:
+    """The outline of the cleaned lung mask and the headline, to be drawn over the film by a viewer, without identity.
+
+    The film is shown as its own header has it: modality LUT, first VOI LUT or else the window, polarity.
+
+    Raises:
+        _Missing: there is no DICOM file to refer to, it is in colour, or there is no lung.
+    """
+    import highdicom as hd
+
+    if source is None:
+        raise _Missing("A DICOM presentation state refers to a DICOM file, and this film is none.")
+    if source.get("SamplesPerPixel", 1) != 1:
+        raise _Missing("There is no DICOM presentation state of a picture in colour.")
+    outlines = _outlines(analysis.segmentation.at((source.Rows, source.Columns)))
+    if not outlines:
+        raise _Missing("No lung was found, so there is no DICOM presentation state with its outline.")
+    film = _without_identity(source)
+    film.SamplesPerPixel = 1
+    lines = [*(headline(analysis, get_task(name)) for name in analysis.tasks), DISCLAIMER]
+    text = hd.pr.TextObject(
+        "\r\n".join(lines).encode("ascii", "replace").decode()[:_LONGEST_TEXT],
+        units="DISPLAY",
+        bounding_box=(0.02, 0.01, 0.98, 0.03 + 0.03 * len(lines)),
+        text_justification="LEFT",
+    )
+    drawn = [hd.pr.GraphicObject("POLYLINE", points, units="PIXEL") for points in outlines]
+    layers = [
+        hd.pr.GraphicLayer(name, order, what, hd.color.CIELabColor(*_OUTLINE_COLOUR))
+        for order, (name, what) in enumerate({"LUNGS": "Outline of the lung mask", "READING": "Reading"}.items(), 1)
+    ]
+    made = hd.pr.GrayscaleSoftcopyPresentationState(
+        [film],
+        device_serial_number=fingerprint(pipe.entries[SEGMENTER])[:64],
+        content_label="LUNGS",
+        content_description=DISCLAIMER,
+        graphic_layers=layers,
+        graphic_annotations=[
+            hd.pr.GraphicAnnotation([film], layers[0], graphic_objects=drawn),
+            hd.pr.GraphicAnnotation([film], layers[1], text_objects=[text]),
+        ],
+        **_equipment(9003),
+    )
+    inverse = ("MONOCHROME1", "INVERSE")  # by either name; see `files.dicom`
+    polarity = source.get("PhotometricInterpretation"), source.get("PresentationLUTShape")
+    made.PresentationLUTShape = "INVERSE" if any(name in inverse for name in polarity) else "IDENTITY"
+    made.Laterality = None  # of a pair of organs, it is both
+    try:
+        with quiet():
+            _show_as(made, source)
+            made.save_as(io.BytesIO(), enforce_file_format=True)
+    except Exception:  # whatever pydicom raises of a damaged element
+        raise _Missing("The DICOM header's window is damaged, so there is no DICOM presentation state.") from None
+    return made
+
+
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed lines around a mask (H, W) bool, each (N, 2) of (column, row) from the corner of the first pixel."""
+    lines = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)
+    return [(approximate_polygon(line, 0.5)[:, ::-1] - 0.5).clip(0, mask.shape[::-1]) for line in lines]
+
+
+def _show_as(made: Dataset, source: Dataset) -> None:
+    """Give a presentation state the modality LUT and the VOI LUT or window of a film, without their free text."""
+
+    def table(sequence: str, names: Collection[str]) -> list[Dataset]:
+        item = Dataset()
+        for name in names:
+            if name in source[sequence][0]:
+                item[name] = source[sequence][0][name]
+        return [item]
+
+    if source.get("ModalityLUTSequence"):
+        made.ModalityLUTSequence = table("ModalityLUTSequence", ["LUTDescriptor", "ModalityLUTType", "LUTData"])
+    elif "RescaleSlope" in source or "RescaleIntercept" in source:
+        made.RescaleSlope, made.RescaleIntercept = source.get("RescaleSlope", 1), source.get("RescaleIntercept", 0)
+        made.RescaleType = "US"
+    window = Dataset()
+    if source.get("VOILUTSequence"):
+        window.VOILUTSequence = table("VOILUTSequence", ["LUTDescriptor", "LUTData"])
+    elif source.get("WindowCenter") is not None and source.get("WindowWidth") is not None:
+        for name in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
+            if name in source:
+                window[name] = source[name]
+    if window:
+        made.SoftcopyVOILUTSequence = [window]
+
+
+_MAKERS = {"report": _report, "lungs": _lungs, "outline": _outline}
 
 
 def _source(analysis: Analysis, data: bytes | Path) -> Dataset | None:
@@ -167,7 +264,7 @@ def _source(analysis: Analysis, data: bytes | Path) -> Dataset | None:
         return None
     try:
         with quiet():
-            source = dcmread(io.BytesIO(data), force=True, specific_tags=_IDENTITY + _REFERENCE + _OPTIONAL)
+            source = dcmread(io.BytesIO(data), force=True, specific_tags=_IDENTITY + _REFERENCE + _SHOWN + _OPTIONAL)
             if all(source.get(name) for name in _REFERENCE):
                 return source
     except Exception:  # what it says may be damaged in every way, and must not be quoted
@@ -176,7 +273,7 @@ def _source(analysis: Analysis, data: bytes | Path) -> Dataset | None:
 
 
 def _equipment(series: int) -> dict:
-    """What both kinds of object say of their origin, as arguments of highdicom."""
+    """What every kind of object says of its origin, as arguments of highdicom."""
     from . import __version__  # defined after this module is imported
 
     return {

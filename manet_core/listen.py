@@ -23,6 +23,7 @@ from pynetdicom.sop_class import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
+    GrayscaleSoftcopyPresentationStateStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
     Verification,
@@ -41,6 +42,11 @@ _FILMS = (
     DigitalXRayImageStorageForProcessing,
     SecondaryCaptureImageStorage,
 )
+_RESULTS = {  # the kinds of `dicom_out`
+    "report": SecondaryCaptureImageStorage,
+    "lungs": SegmentationStorage,
+    "outline": GrayscaleSoftcopyPresentationStateStorage,
+}
 _SYNTAXES = [
     *(uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian),
     *(uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless),
@@ -74,7 +80,7 @@ class Receiver:
         allowed: AE titles that may call; () for all.
         classes: the columns of results.csv; None: it is not written.
         out: folder for results, in which each run has its own folder; None: none are written.
-        return_to: where the report and the lungs are sent.
+        return_to: where the DICOM objects are sent.
         most_waiting: films that wait to be read; a further one is refused with the status "out of resources".
     """
 
@@ -197,24 +203,28 @@ class Receiver:
         return analysis, made.files, " ".join(made.missing) or None
 
     def _send(self, files: dict[str, bytes]) -> str | None:
-        """Send results to `return_to`; the sentence why that failed."""
-        left = list(files.values())
+        """Send results to `return_to`; the sentence why that failed.
+
+        What the peer takes by no means is not tried again.
+        """
+        left, title = dict(files), self.return_to.title
         for seconds in TRIES_S:
             time.sleep(seconds)
-            contexts = [build_context(kind) for kind in (SecondaryCaptureImageStorage, SegmentationStorage)]
-            association = self._ae.associate(
-                self.return_to.host, self.return_to.port, contexts, ae_title=self.return_to.title
-            )
+            contexts = [build_context(_RESULTS[kind]) for kind in left]
+            association = self._ae.associate(self.return_to.host, self.return_to.port, contexts, ae_title=title)
             if not association.is_established:
                 continue
+            taken = {context.abstract_syntax for context in association.accepted_contexts}
             try:
                 with undisturbed(association):
-                    left = [data for data in left if not _stored(association, data)]
+                    for kind in [kind for kind in left if _RESULTS[kind] in taken]:
+                        if _stored(association, left[kind]):
+                            del left[kind]
             finally:
                 association.release()
-            if not left:
-                return None
-        return f"{len(left)} of {len(files)} results could not be sent to {self.return_to.title}; see whether it runs."
+            if not any(_RESULTS[kind] in taken for kind in left):
+                return f"{title} takes no such DICOM object: {', '.join(left)}." if left else None
+        return f"{len(left)} of {len(files)} results could not be sent to {title}; see whether it runs."
 
 
 @contextmanager

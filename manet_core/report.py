@@ -82,7 +82,7 @@ def save_report(
         _show(figure.add_subplot(cell), stage, name)
 
     tasks = [get_task(name) for name in analysis.tasks]
-    predicted = [fill(_votes(analysis, task), 104) for task in tasks] or ["Predicted: nothing, no network was asked"]
+    predicted = [fill(headline(analysis, task), 104) for task in tasks] or ["Predicted: nothing, no network was asked"]
     figure.text(0.06, top - 0.21, "\n".join(predicted), fontsize=10, va="top")
     top -= 0.0155 * (len("\n".join(predicted).splitlines()) - 1)
     warnings = "\n".join(fill(f"Warning: {warning}", 125) for warning in analysis.warnings)
@@ -157,7 +157,7 @@ def _grid(count: int, space: float, gap: float) -> tuple[int, int, float]:
     return max(grids, key=side)
 
 
-def _votes(analysis: Analysis, task: Task) -> str:
+def headline(analysis: Analysis, task: Task) -> str:
     """What the networks of a task say, or that it is not to be believed."""
     start = "Predicted" if len(analysis.tasks) == 1 and task.exclusive else task.title
     if not analysis.reliable:

@@ -53,6 +53,20 @@ def test_a_film_costs_time_and_memory(random_weights):
     assert figure["value"] > 0 and figure["memory"] > 0.1
 
 
+def test_engines_are_compared_by_what_their_summaries_say(monkeypatch):
+    """Real Ray is started by the archive's own test."""
+
+    def batch(command, **_):
+        out, engine = (command[command.index(option) + 1] for option in ("--out", "--engine"))
+        seconds = {"local": 3.0, "ray": 4.0}[engine]
+        (out / "summary.json").write_text(json.dumps({"read": 4, "seconds": seconds}), encoding="utf-8")
+
+    monkeypatch.setattr(speed, "find_spec", lambda name: name)
+    monkeypatch.setattr(speed.subprocess, "run", batch)
+    ((name, figure),) = speed.engines("weights", films=4).items()
+    assert name.startswith("4 films") and figure == {"a_ms": 750, "b_ms": 1000, "ratio": 0.75}
+
+
 def test_the_training_loop_is_measured_by_its_recipe(phantoms, random_weights, tmp_path):
     recipe = Recipe(model="efficientnet_lite0", size=64, batch=4)
     run = Run(phantoms, cache=tmp_path, weights=random_weights, device="cpu")

@@ -13,10 +13,19 @@ from pathlib import Path
 import highdicom as hd
 import numpy as np
 import pytest
-from pydicom import dcmread
+from PIL import Image
+from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
-from pydicom.uid import RLELossless, SecondaryCaptureImageStorage, SegmentationStorage, generate_uid
-from test_xray import dicom, one_sentence, picture
+from pydicom.uid import (
+    GrayscaleSoftcopyPresentationStateStorage,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    generate_uid,
+)
+from skimage.draw import polygon2mask
+from test_xray import dicom, lut, one_sentence, picture
 
 from manet_core import Pipeline, XRayError, load_xray
 from manet_core.__main__ import main
@@ -25,6 +34,8 @@ from manet_core.lungs import Lungs
 from manet_core.phantom import phantom, phantom_mask
 from manet_core.pipeline import DISCLAIMER
 from manet_core.preprocess import resize
+from manet_core.report import headline
+from manet_core.tasks import get_task
 from ui.filing import saved_dicom
 from ui.networks import Networks
 from ui.uploads import Uploads
@@ -64,7 +75,7 @@ def source():
 def made(pipe, analysis, source):
     """{kind: the bytes of a file}."""
     out = dicom_out(analysis, pipe, source)
-    assert not out.missing and set(out.files) == {"report", "lungs"}
+    assert not out.missing and set(out.files) == {"report", "lungs", "outline"}
     return out.files
 
 
@@ -82,22 +93,28 @@ def test_they_are_filed_with_the_film_and_take_no_more_of_its_header(made, read,
     film = dcmread(io.BytesIO(source))
     assert read["report"].SOPClassUID == SecondaryCaptureImageStorage
     assert read["lungs"].SOPClassUID == SegmentationStorage
+    assert read["outline"].SOPClassUID == GrayscaleSoftcopyPresentationStateStorage
     for kind, dataset in read.items():
         for name in IDENTITY.keys() - {"SeriesInstanceUID"}:
             assert dataset[name].value == film[name].value, name
         for value in PRIVATE.values():
             assert value.encode("latin-1") not in made[kind]
-        (referred,) = dataset.SourceImageSequence
+        (referred,) = (
+            dataset.ReferencedSeriesSequence[0].ReferencedImageSequence
+            if kind == "outline"
+            else dataset.SourceImageSequence
+        )
         assert referred.ReferencedSOPInstanceUID == film.SOPInstanceUID
         assert referred.ReferencedSOPClassUID == film.SOPClassUID
-    both = [*read.values(), film]
+    together = [*read.values(), film]
     for name in ("SOPInstanceUID", "SeriesInstanceUID"):
-        assert len({dataset[name].value for dataset in both}) == 3
+        assert len({dataset[name].value for dataset in together}) == 4
 
 
 def test_they_say_what_they_are_and_what_made_them(read, pipe, analysis, source):
     for dataset in read.values():
-        assert dataset.SeriesDescription == DESCRIPTION and DISCLAIMER in dataset.DerivationDescription
+        assert dataset.SeriesDescription == DESCRIPTION
+        assert DISCLAIMER in dataset.get("DerivationDescription", dataset.get("ContentDescription"))
         assert dataset.Manufacturer == dataset.ManufacturerModelName == "MANet" and dataset.SoftwareVersions
     said = read["report"].ImageComments
     for name, entry in pipe.entries.items():
@@ -132,6 +149,20 @@ STORED = {
 }
 
 
+SHOWN = {name: STORED[name] for name in ("MONOCHROME1", "inverse", "negative slope")} | {
+    "window": lambda: dicom(FILM, bits=12, WindowCenter=1500, WindowWidth=2000, **STUDY),
+    "LUT": lambda: dicom(FILM, bits=12, VOILUTSequence=_table(), WindowCenter=100, WindowWidth=9, **STUDY),
+    "implicit LUT": lambda: dicom(FILM, bits=12, VOILUTSequence=_table(), syntax=ImplicitVRLittleEndian, **STUDY),
+}
+
+
+def _table() -> list[Dataset]:
+    """A VOI LUT that brightens, with a free text that is nobody else's business."""
+    (item,) = lut(0, 65535 * (np.arange(4096) / 4095) ** 0.6)
+    item.LUTExplanation = "Secret"
+    return [item]
+
+
 def _compressed(data: bytes) -> bytes:
     dataset, file = dcmread(io.BytesIO(data)), io.BytesIO()
     dataset.compress(RLELossless)
@@ -146,6 +177,50 @@ def test_however_a_film_is_stored_its_mask_is_the_same(pipe, analysis, name):
     assert load_xray(data).pixels.shape == FILM.shape
     lungs = dcmread(io.BytesIO(dicom_out(analysis, pipe, data, ["lungs"]).files["lungs"]))
     assert (lungs.pixel_array.astype(bool) == analysis.mask).all()
+
+
+def test_the_outline_encloses_the_mask_and_the_text_names_no_more_than_the_report(read, analysis):
+    outline, text = (item for item in read["outline"].GraphicAnnotationSequence)
+    assert {item.GraphicAnnotationUnits for item in outline.GraphicObjectSequence} == {"PIXEL"}
+    enclosed = np.zeros(FILM.shape, bool)
+    for item in outline.GraphicObjectSequence:
+        corners = np.reshape(item.GraphicData, (-1, 2))
+        assert (corners[0] == corners[-1]).all() and (corners >= 0).all() and (corners <= FILM.shape[::-1]).all()
+        enclosed ^= polygon2mask(FILM.shape, corners[:, ::-1] - 0.5)
+    assert (enclosed & analysis.mask).sum() / (enclosed | analysis.mask).sum() > 0.97
+    (said,) = text.TextObjectSequence
+    assert said.UnformattedTextValue.splitlines() == [headline(analysis, get_task("manet")), DISCLAIMER]
+
+
+@pytest.mark.skipif(shutil.which("dcmp2pgm") is None, reason="dcmp2pgm is not installed: apt-get install dcmtk")
+@pytest.mark.parametrize("name", ["MONOCHROME1", "inverse", "negative slope", "window", "LUT", "implicit LUT"])
+def test_a_viewer_shows_the_film_under_the_outline_as_we_do(pipe, analysis, name, tmp_path):
+    """DCMTK renders the film by the presentation state: the same greys as ours, up to its 256 levels."""
+    stored = (tmp_path / "film.dcm", tmp_path / "state.dcm")
+    data = SHOWN[name]()
+    xray = load_xray(data)
+    out = dicom_out(replace(analysis, original=xray.pixels), pipe, data, ["outline"])
+    for path, content in zip(stored, (data, out.files["outline"])):
+        path.write_bytes(content)
+    assert b"Secret" not in out.files["outline"]
+    command = ["dcmp2pgm", "--pstate", stored[1], stored[0], tmp_path / "shown.pgm"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    shown = np.asarray(Image.open(tmp_path / "shown.pgm"), np.float32) / 255
+    top = 30  # rows of text
+    inside = analysis.mask[top:]
+    assert shown.shape == FILM.shape
+    assert np.corrcoef(shown[top:].ravel(), xray.pixels[top:].ravel())[0, 1] > 0.95
+    assert np.abs(shown[top:] - xray.pixels[top:])[inside].mean() < 0.02
+
+
+def test_a_damaged_window_costs_only_the_presentation_state(pipe, analysis, source, monkeypatch):
+    def damaged(made, source):
+        made.WindowCenter = "no number"
+
+    monkeypatch.setattr("manet_core.dicom_out._show_as", damaged)
+    out = dicom_out(analysis, pipe, source, ["lungs", "outline"])
+    assert set(out.files) == {"lungs"} and "window is damaged" in out.missing[0]
 
 
 def test_a_film_of_which_a_small_copy_is_kept(pipe, analysis, source):
@@ -168,9 +243,10 @@ def test_what_is_no_dicom_becomes_a_report_of_nobody(anonymous):
     assert dataset.PatientName == "Anonymous" and dataset.StudyInstanceUID and "SourceImageSequence" not in dataset
 
 
-def test_no_lung_no_segmentation(pipe, analysis, source):
+@pytest.mark.parametrize("kind", ["lungs", "outline"])
+def test_no_lung_no_segmentation(pipe, analysis, source, kind):
     empty = replace(analysis, segmentation=Lungs.from_probability(np.zeros((64, 64), np.float32)))
-    out = dicom_out(empty, pipe, source, ["lungs"])
+    out = dicom_out(empty, pipe, source, [kind])
     assert not out.files and "No lung" in out.missing[0]
 
 
@@ -239,7 +315,7 @@ def test_the_command_line_writes_them_beside_the_panel(source, tmp_path, capsys,
     assert main(["analyze", *films, *options]) == 1
     said = capsys.readouterr().err
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"results.json", "a.dcm-report.dcm", "a.dcm-lungs.dcm", "b.png-report.dcm"}
+    assert written == {"results.json", "a.dcm-report.dcm", "a.dcm-lungs.dcm", "a.dcm-outline.dcm", "b.png-report.dcm"}
     assert "b.png: A DICOM segmentation refers" in said and "c.dcm: The DICOM file does not say" in said
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert ["fault" in entry for entry in results] == [False, False, True]
@@ -261,7 +337,7 @@ def test_the_page_asks_for_the_films_file_once_more(pipe, source, weights, tmp_p
 
     html = saved(source)
     packed = zipfile.ZipFile(io.BytesIO(base64.b64decode(html.split("base64,")[1].split('"')[0])))
-    assert packed.namelist() == ["MANet-report.dcm", "MANet-lungs.dcm"] and "alert" not in html
+    assert packed.namelist() == [f"MANet-{kind}.dcm" for kind in ("report", "lungs", "outline")] and "alert" not in html
     lungs = dcmread(io.BytesIO(packed.read("MANet-lungs.dcm")))
     assert lungs.PatientID == "0815" and lungs.pixel_array.shape == FILM.shape
     for data, sentence in (

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 from conftest import hangs_up, wait_until
 from pydicom import dcmread
-from pydicom.uid import RLELossless, SecondaryCaptureImageStorage
+from pydicom.uid import RLELossless, SecondaryCaptureImageStorage, SegmentationStorage
 from pynetdicom import AE, StoragePresentationContexts, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 from test_dicom_out import FILM, IDENTITY
@@ -152,6 +152,26 @@ def test_results_are_sent_back(pipe, no_report, tmp_path, monkeypatch, capfd):
     assert got[1].SourceImageSequence[0].ReferencedSOPInstanceUID == film.SOPInstanceUID
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1 and "1 of 1 results could not be sent to PACS" in said[0]
+
+
+def test_what_a_peer_takes_by_no_means_is_not_tried_again(pipe, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(listen, "TRIES_S", (0, WAIT_S))
+    whole, got, ae = listen.dicom_out, [], AE("PACS")
+    monkeypatch.setattr(listen, "dicom_out", lambda *given: whole(*given, kinds=["lungs", "outline"]))
+
+    def take(event):
+        got.append(event.dataset.Modality)
+        return SUCCESS
+
+    ae.add_supported_context(SegmentationStorage)
+    pacs = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, take)])
+    begun = time.monotonic()
+    with listening(Receiver(pipe, return_to=Peer("PACS", "127.0.0.1", pacs.server_address[1]))) as port:
+        with calling(port) as association:
+            assert association.send_c_store(_dataset(_film())).Status == SUCCESS
+    pacs.shutdown()
+    assert got == ["SEG"] and time.monotonic() - begun < WAIT_S
+    assert "PACS takes no such DICOM object: outline." in capfd.readouterr().err
 
 
 class Slow:

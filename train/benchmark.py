@@ -2,6 +2,7 @@
 
     python -m train.benchmark                        # analysis, heatmaps, mask attention, many films, starts
     python -m train.benchmark films                  # of these, many films alone: stages, growth, starts; --long: more
+    python -m train.benchmark engines                # an archive by this machine alone and by Ray, some minutes
     python -m train.benchmark training --data DATA   # what loading and augmenting leave of the training speed
     python -m train.benchmark --record               # also into the README
 
@@ -202,7 +203,9 @@ def _sections(args: argparse.Namespace) -> Iterator[dict]:
     if args.what == "inference":
         yield benchmark_pipeline(args.weights, args.backbone, args.runs)
         yield benchmark_mask_attention(args.backbone, args.runs)
-    if args.what != "training":
+    if args.what == "engines":
+        yield speed.engines(args.weights)
+    if args.what in ("inference", "films"):
         yield from benchmark_films(args.weights, args.runs, args.long)
 
 
@@ -226,7 +229,7 @@ def table(results: dict) -> str:
 def main() -> None:
     """Measure, print, and write what was measured into results/benchmark.json."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", nargs="?", default="inference", choices=["inference", "films", "training"])
+    p.add_argument("what", nargs="?", default="inference", choices=["inference", "films", "engines", "training"])
     p.add_argument("--weights", default="weights")
     p.add_argument("--long", action="store_true", help="films: up to 1000, 49 megapixels and 12 networks")
     p.add_argument("--backbone", default="resnet34", choices=[n for n in list_models() if f"{n}_ma" in list_models()])

@@ -355,18 +355,30 @@ def main() -> None:
     p.add_argument("--record", action="store_true", help="write the figures into the README")
     args = p.parse_args()
     shipped = tuple(name for name in list_models() if name in read_manifest(args.weights))
-    if args.what == "load":
-        with tempfile.TemporaryDirectory() as name, served(args.weights, shipped) as (url, pid):
-            found = load(url, pid, Path(name), args.readers, 60 * args.minutes, args.files, args.pause)
-        print(table({"machine": f"{os.cpu_count()} CPU cores ({processor()})"} | found))
-        return
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        raise SystemExit("There is no Chromium: apt-get install chromium")
     path, machine = args.out / "page.json", f"{os.cpu_count()} CPU cores ({processor()})"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if results.get("machine") != machine:
         results = {"machine": machine}  # figures of two machines do not belong into one table
+    if args.what == "load":
+        results = {what: value for what, value in results.items() if not what.startswith("load: ")}
+    results |= _load(args, shipped) if args.what == "load" else _page(args, shipped)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(table(results))
+    if args.record:
+        write_between(ROOT / "README.md", "page", table(results))
+
+
+def _load(args: argparse.Namespace, shipped: Sequence[str]) -> dict:
+    with tempfile.TemporaryDirectory() as name, served(args.weights, shipped) as (url, pid):
+        found = load(url, pid, Path(name), args.readers, 60 * args.minutes, args.files, args.pause)
+    return {f"load: {what}": value for what, value in found.items()}
+
+
+def _page(args: argparse.Namespace, shipped: Sequence[str]) -> dict:
+    chromium, results = shutil.which("chromium"), {}
+    if chromium is None:
+        raise SystemExit("There is no Chromium: apt-get install chromium")
     films = [png(2000, seed) for seed in tqdm(range(args.drops + 1), "drawing", leave=False)]
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
@@ -382,11 +394,7 @@ def main() -> None:
                     results |= many_users(url, pid, folder, args.users, args.seconds) if args.users else {}
                     results |= archive(url, pid, folder, args.files) if args.files else {}
         browser.close()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(table(results))
-    if args.record:
-        write_between(ROOT / "README.md", "page", table(results))
+    return results
 
 
 if __name__ == "__main__":

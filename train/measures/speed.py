@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -162,6 +163,33 @@ def growth(weights: str, long: bool) -> dict:
     for networks in (1, 4, 12)[: 3 if long else 2]:
         out[f"{networks} networks"] = per_film(weights, networks=networks)
     return out
+
+
+def engines(weights: str, films: int = 400, part: int = 25, rounds: int = 2) -> dict:
+    """Time a film of `python -m manet_core batch` by the local engine over that by Ray with two workers, in turn.
+
+    Both count from the command's start to the last part, Ray's start included. {} where Ray is not installed.
+    """
+    if find_spec("ray") is None:
+        return {}
+    seconds = {"local": [], "ray": []}
+    with tempfile.TemporaryDirectory() as folder:
+        films_in = Path(folder, "films")
+        films_in.mkdir()
+        for number in range(films):
+            (films_in / f"{number}.png").write_bytes(film(512, number % 20))
+        for _ in range(rounds):
+            for engine, times in seconds.items():
+                out = Path(tempfile.mkdtemp(dir=folder))
+                command = [sys.executable, "-m", "manet_core", "batch", films_in, "--out", out, "--engine", engine]
+                command += ["--weights", str(weights), "--part", str(part), "--workers", "2"]
+                subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+                done = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+                assert done["read"] == films
+                times.append(done["seconds"])
+    local, ray = (1e3 * float(np.median(times)) / films for times in seconds.values())
+    what = f"{films} films of 512×512: batch by the local engine (a) over Ray with 2 workers (b), a film"
+    return {what: {"a_ms": local, "b_ms": ray, "ratio": local / ray}}
 
 
 def starts(weights: str, port: int = 7993) -> dict:
