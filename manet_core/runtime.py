@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from .networks.graph import UnknownOperation, to_onnx
 
 enabled = True  # False: PyTorch runs everything
-_CORES = torch.get_num_threads()  # of a whole network; in a thread of `ahead`, PyTorch itself has one
 OUTPUTS = {"features": ["features"], "masks": ["logits", "deepest"]}
 Run = Callable[..., list[Tensor]]
 _sessions: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
@@ -51,24 +50,41 @@ def _session(net: nn.Module, what: str, function: Callable, inputs: dict[str, Te
     """What computes `function` by ONNX Runtime; None: PyTorch is to do it."""
     if not enabled or net.training or any(x.device.type != "cpu" for x in inputs.values()):
         return None
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-    if hooked or "forward_features" in vars(net):  # somebody wants to see what happens inside
+    version = _version(net)
+    if version is None or "forward_features" in vars(net):  # somebody wants to see what happens inside
         return None
     shapes = {name: tuple(x.shape[1:]) for name, x in inputs.items()}
-    # weights that were changed since, in place, are other weights
-    tensors = (*net.parameters(), *net.buffers())
-    version = sum(tensor._version for tensor in tensors if not tensor.is_inference())  # the others cannot be changed
-    key = (what, *shapes.values(), version)
+    cores = torch.get_num_threads()  # all for a film alone, one in each thread of `ahead`
+    key = (what, cores, *shapes.values(), version)
     with _lock:
         known = _sessions.setdefault(net, {})
         if key not in known:
             for old in [other for other in known if other[-1] != version]:
                 del known[old]
-            known[key] = _new_session(function, shapes, OUTPUTS[what])
+            known[key] = _new_session(function, shapes, OUTPUTS[what], cores)
         return known[key]
 
 
-def _new_session(function: Callable, shapes: dict[str, tuple], outputs: list[str]) -> Run | None:
+def _version(net: nn.Module) -> int | None:
+    """A number that grows when weights are changed in place; None where a module has a hook.
+
+    Asked for every picture, so it walks the modules itself: `net.modules()` and `net.parameters()` take ten times as
+    long, and hold up the other threads.
+    """
+    version, left = 0, [net]
+    while left:
+        module = left.pop()
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        left.extend(child for child in module._modules.values() if child is not None)
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and not tensor.is_inference():  # the others cannot be changed
+                    version += tensor._version
+    return version
+
+
+def _new_session(function: Callable, shapes: dict[str, tuple], outputs: list[str], cores: int) -> Run | None:
     import onnxruntime
 
     try:
@@ -77,7 +93,7 @@ def _new_session(function: Callable, shapes: dict[str, tuple], outputs: list[str
     except UnknownOperation:
         return None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _CORES
+    options.intra_op_num_threads = cores
     options.log_severity_level = 3  # an input that a network ignores is no news
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the cores, too
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])

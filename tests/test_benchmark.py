@@ -5,6 +5,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from conftest import behind_shipped_segmenter
 
@@ -43,14 +44,15 @@ def test_films_are_measured_stage_by_stage_and_together(random_weights):
     assert all(figure.get("value", figure.get("ratio")) > 0 for figure in figures.values())
     for part in ("80×80 pixels: decode", "efficientnet_lite0_ma: pyramid alone", "resunet: PyTorch (a) over ONNX"):
         assert any(part in name for name in figures)
-    assert len([name for name in figures if "analyze_many" in name]) == 2
+    assert len([name for name in figures if "analyze_many" in name]) == 4
     table = benchmark.table(figures | {"device": "CPU", "processor": "x", "torch": "2"})
     assert all(f"| {name}" in table for name in figures)
 
 
 def test_a_film_costs_time_and_memory(random_weights):
+    kept = np.ones(400_000_000, np.uint8)  # of this process, and none of that which is measured
     figure = speed.per_film(str(random_weights), count=2, side=80, networks=4, cores=1)
-    assert figure["value"] > 0 and figure["memory"] > 0.1
+    assert figure["value"] > 0 and 0.1 < figure["memory"] < speed.memory() - kept.nbytes / 2e9
 
 
 def test_engines_are_compared_by_what_their_summaries_say(monkeypatch):

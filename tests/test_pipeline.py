@@ -269,6 +269,19 @@ def test_weights_that_are_changed_are_used_at_once(random_weights):
     assert pipe.analyze(x, lungs=lungs).readings["efficientnet_lite0"].probabilities != before
 
 
+def test_a_hook_on_any_module_is_called(random_weights):
+    """PyTorch runs a network that somebody looks into; ONNX Runtime would pass its modules by."""
+    pipe, seen = Pipeline.load(random_weights, ["efficientnet_lite0"]), []
+    innermost = [module for module in pipe.classifiers["efficientnet_lite0"].modules() if not list(module.children())]
+    for module, hook in ((innermost[0], "forward_pre"), (innermost[7], "forward")):
+        handle = getattr(module, f"register_{hook}_hook")(lambda *_: seen.append(hook))
+        pipe.analyze(phantom(64))
+        handle.remove()
+    assert seen == ["forward_pre", "forward"]
+    pipe.analyze(phantom(64))
+    assert len(seen) == 2
+
+
 def test_many_x_rays_without_heatmaps(task_pipe):
     (found,) = task_pipe.analyze_many([phantom(100)], heatmaps=False)
     one = task_pipe.analyze(phantom(100))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 _MOST = 2**16 - 1
+_BLOCK = 2**18  # pixels that are worked on at a time, as copies of a whole film may be 200 MB each
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,15 @@ class Stored:
         ))  # fmt: skip
         if not np.isfinite(high - low):
             return None
-        whole = high - low <= _MOST and all(np.array_equal(row, np.rint(row)) for row in values)
+        rows = max(1, _BLOCK // values.shape[1])
+        blocks = [slice(i, i + rows) for i in range(0, len(values), rows)]
+        whole = high - low <= _MOST and all(np.array_equal(values[at], np.rint(values[at])) for at in blocks)
         step = 1.0 if whole else (high - low) / _MOST
         levels = np.empty(values.shape, np.uint16)
-        for row, out in zip(values, levels):  # row by row, as copies of all of it may be 200 MB each
-            out[:] = ((row - np.float32(low)) / np.float32(step) + np.float32(0.5)).clip(0, _MOST)
+        for at in blocks:
+            block = (values[at] - np.float32(low)) / np.float32(step)
+            block += np.float32(0.5)
+            levels[at] = block.clip(0, _MOST, out=block)
         if outside is not None:
             levels[outside] = round((high - low) / step) if inverted else 0
         first, last = (low, high) if window is None else (max(low, window[0]), min(high, window[1]))

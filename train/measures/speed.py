@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import urlopen
@@ -93,29 +94,40 @@ def runtimes(weights: str, paired: Paired, runs: int) -> dict:
         inputs = (image,) if name == "resunet" else (image * 2 - 1, image.round())
         run = runtime.masks if name == "resunet" else runtime.features
 
-        def plain(run=run, net=net, inputs=inputs) -> None:
-            runtime.enabled = False
-            try:
-                run(net, *inputs)
-            finally:
-                runtime.enabled = True
+        def both(run=run, net=net, inputs=inputs) -> None:
+            run(net, *inputs)
 
-        run(net, *inputs)
+        both()
         what = f"{name}: PyTorch (a) over {runtime.runtime_of(net)} (b)"
-        out[what] = paired(plain, lambda run=run, net=net, inputs=inputs: run(net, *inputs), runs, name)
+        out[what] = paired(by_pytorch()(both), both, runs, name)
     return out
 
 
+@contextmanager
+def by_pytorch() -> Iterator[None]:
+    """Within it PyTorch runs all networks."""
+    runtime.enabled = False
+    try:
+        yield
+    finally:
+        runtime.enabled = True
+
+
 def many(weights: str, paired: Paired, films: int, rounds: int, sides: tuple[int, ...] = (512, 2000)) -> dict:
-    """A loop of `analyze` over `analyze_many`, of files, with heatmaps and without in the latter."""
+    """A loop of `analyze`, as it is and by PyTorch, over `analyze_many` with heatmaps and without; all of files."""
     pipe, out = Pipeline.load(weights), {}
     for side in sides:
         files = [film(side, seed) for seed in range(films)]
-        one_by_one = lambda files=files: [pipe.analyze(file) for file in files]
-        for heatmaps, said in ((False, "no heatmaps"), (True, "heatmaps")):
-            name = f"{films} films of {side}×{side}: analyze in a loop (a) over analyze_many, {said} (b)"
-            together = lambda files=files, on=heatmaps: list(pipe.analyze_many(files, heatmaps=on))
-            out[name] = paired(one_by_one, together, rounds, f"{side} {said}")
+
+        def one_by_one(files=files) -> None:
+            for file in files:
+                pipe.analyze(file)
+
+        for loop, said in ((one_by_one, "analyze"), (by_pytorch()(one_by_one), "analyze by PyTorch")):
+            for heatmaps, made in ((False, "no heatmaps"), (True, "heatmaps")):
+                name = f"{films} films of {side}×{side}: {said} in a loop (a) over analyze_many, {made} (b)"
+                together = lambda files=files, on=heatmaps: list(pipe.analyze_many(files, heatmaps=on))
+                out[name] = paired(loop, together, rounds, f"{side} {made}")
     return out
 
 
@@ -137,7 +149,14 @@ print(json.dumps([(time.perf_counter() - start) / count, memory()]))
 
 
 def memory() -> float:
-    """The most memory that this process has had, GB."""
+    """The most memory that this process has had, GB.
+
+    Linux's getrusage would tell that of the process which started this one, if that was larger.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (most,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(most.split()[1]) * 1024 / 1e9
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (1e9 if sys.platform == "darwin" else 1e6)
 
@@ -165,7 +184,7 @@ def growth(weights: str, long: bool) -> dict:
     return out
 
 
-def engines(weights: str, films: int = 400, part: int = 25, rounds: int = 2) -> dict:
+def engines(weights: str, films: int = 1000, part: int = 25, rounds: int = 1) -> dict:
     """Time a film of `python -m manet_core batch` by the local engine over that by Ray with two workers, in turn.
 
     Both count from the command's start to the last part, Ray's start included. {} where Ray is not installed.
