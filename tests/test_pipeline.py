@@ -274,7 +274,7 @@ def test_a_hook_on_any_module_is_called(random_weights):
     pipe, seen = Pipeline.load(random_weights, ["efficientnet_lite0"]), []
     innermost = [module for module in pipe.classifiers["efficientnet_lite0"].modules() if not list(module.children())]
     for module, hook in ((innermost[0], "forward_pre"), (innermost[7], "forward")):
-        handle = getattr(module, f"register_{hook}_hook")(lambda *_: seen.append(hook))
+        handle = getattr(module, f"register_{hook}_hook")(lambda *_, hook=hook: seen.append(hook))
         pipe.analyze(phantom(64))
         handle.remove()
     assert seen == ["forward_pre", "forward"]
