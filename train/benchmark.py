@@ -209,11 +209,15 @@ def _sections(args: argparse.Namespace) -> Iterator[dict]:
         yield from benchmark_films(args.weights, args.runs, args.long)
 
 
-def table(results: dict) -> str:
-    """The results as Markdown."""
+def table(results: dict, stages: bool = True) -> str:
+    """The results as Markdown, with the stages from a film's file to its result or without."""
     lines = [f"On {results['device']} ({results['processor']}), torch {results['torch']}:", ""]
     lines += ["| what | a, ms | b, ms | a / b |", "|---|---|---|---|"]
-    figures = {name: figure for name, figure in results.items() if isinstance(figure, dict)}
+    figures = {
+        name: figure
+        for name, figure in results.items()
+        if isinstance(figure, dict) and (stages or " pixels: " not in name)
+    }
     for name, figure in figures.items():
         if "ratio" in figure:
             lines.append(f"| {name} | {figure['a_ms']:.1f} | {figure['b_ms']:.1f} | {figure['ratio']:.3f} |")
@@ -227,7 +231,7 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write what was measured into results/benchmark.json."""
+    """Measure, print, and write what was measured into results/benchmark.json and benchmark.md."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", nargs="?", default="inference", choices=["inference", "films", "engines", "training"])
     p.add_argument("--weights", default="weights")
@@ -260,8 +264,10 @@ def main() -> None:
         results |= figures
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")  # kept, whatever interrupts the rest
     print(table(results))
+    report = f"# Speed\n\nWritten by `python -m train.benchmark`.\n\n{table(results)}"
+    (args.out / "benchmark.md").write_text(report, encoding="utf-8")
     if args.record:
-        write_between(Path("README.md"), "benchmark", table(results))
+        write_between(Path("README.md"), "benchmark", table(results, stages=False))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import runtime
 from .library import AskedOnce, BindMask
 from .progress import report
 
@@ -76,10 +77,17 @@ class _Watched(BindMask):
         self.pictures, self.shown = pictures, 0
 
     def forward(self, image: Tensor) -> Tensor:
-        answer = super().forward(image)
+        answer = super().forward(image) if image.requires_grad else self._without_gradient(image)
         self.shown += len(image)
         report(min(1.0, self.shown / self.pictures))
         return answer
+
+    def _without_gradient(self, image: Tensor) -> Tensor:
+        """The same by whatever is quickest; see `runtime`."""
+        with torch.inference_mode():
+            features = runtime.features(self.net, image, self.mask.expand(len(image), -1, -1, -1))
+            answer = self.net.forward_head(features)
+        return answer.clone()  # one that may be computed with outside
 
 
 @contextmanager
