@@ -11,7 +11,7 @@ from skimage.morphology import remove_small_objects
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from . import runtime
+from .networks import runtime
 from .preprocess import resize, to_unit_range
 
 SMOOTHING = 1.0  # pixels of the segmenter: standard deviation of the Gaussian that rounds an enlarged outline

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import runtime
 from .ahead import ahead
 from .explain import DEFAULT, Explainer, get_explainer
 from .explain.gradcam import scale_maps
@@ -23,6 +22,7 @@ from .files.dicom import HEADER_DENIES
 from .files.quality import picture_warnings
 from .files.xray import XRay, XRayError, load_xray
 from .lungs import Lungs, implausible, mask_warnings, predict_lungs, sides
+from .networks import runtime
 from .networks.registry import list_models
 from .pose import FAULTS, Pose
 from .preprocess import WHOLE, Box, View, network_input, paste, resize

@@ -11,12 +11,13 @@ import pytest
 import torch
 from skimage import data
 
-from manet_core import CLASSES, Pipeline, WeightsError, XRay, XRayError, load_xray, pipeline, runtime, to_frame
+from manet_core import CLASSES, Pipeline, WeightsError, XRay, XRayError, load_xray, pipeline, to_frame
 from manet_core.ahead import AHEAD
 from manet_core.lungs import Lungs
+from manet_core.networks import runtime
+from manet_core.networks.runtime import runtime_of
 from manet_core.phantom import phantom, phantom_mask
 from manet_core.preprocess import View, crop, lung_box, resize, segmented_lungs, to_unit_range
-from manet_core.runtime import runtime_of
 from manet_core.tasks import get_task
 
 TRIO = ["efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"]

@@ -26,8 +26,8 @@ from PIL import Image
 from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier, preprocess
 from manet_core.files.stored import Spacing, Stored
 from manet_core.lungs import Lungs
+from manet_core.networks.runtime import runtime_of
 from manet_core.phantom import phantom, phantom_mask
-from manet_core.runtime import runtime_of
 from manet_core.table import no_formula
 from manet_core.tasks import get_task
 from manet_core.weights import read_manifest, write_manifest

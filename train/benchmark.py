@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from manet_core import Pipeline, create_classifier, list_models, runtime
+from manet_core import Pipeline, create_classifier, list_models
 from manet_core.explain.library import BindMask
+from manet_core.networks import runtime
 from manet_core.phantom import phantom
 from manet_core.tasks import MANET
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import runtime
+from ..networks import runtime
 from .library import AskedOnce, BindMask
 from .progress import report
 
@@ -83,7 +83,7 @@ class _Watched(BindMask):
         return answer
 
     def _without_gradient(self, image: Tensor) -> Tensor:
-        """The same by whatever is quickest; see `runtime`."""
+        """The same by whatever is quickest; see `networks.runtime`."""
         with torch.inference_mode():
             features = runtime.features(self.net, image, self.mask.expand(len(image), -1, -1, -1))
             answer = self.net.forward_head(features)

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manet_core import Pipeline, load_xray, runtime
+from manet_core import Pipeline, load_xray
 from manet_core.explain import get_explainer
 from manet_core.explain.gradcam import scale_maps
 from manet_core.lungs import Lungs, predict_lungs
+from manet_core.networks import runtime
 from manet_core.phantom import phantom
 from manet_core.pipeline import shown
 from manet_core.preprocess import View, resize

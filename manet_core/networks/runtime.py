@@ -1,4 +1,4 @@
-"""What runs the networks: ONNX Runtime on a CPU, PyTorch on a GPU and for networks that `networks.graph` does not know.
+"""What runs the networks: ONNX Runtime on a CPU, PyTorch on a GPU and for networks that `graph` does not know.
 
 On a CPU with AVX2, ONNX Runtime takes about half the time of PyTorch for a classifier's body and two thirds for the
 segmenter, and the results differ by rounding. Heads stay with PyTorch, as heatmaps need their gradient.
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .networks.graph import UnknownOperation, to_onnx
+from .graph import UnknownOperation, to_onnx
 
 enabled = True  # False: PyTorch runs everything
 OUTPUTS = {"features": ["features"], "masks": ["logits", "deepest"]}
