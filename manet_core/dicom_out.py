@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from skimage.measure import approximate_polygon, find_contours
 
 from .files.dicom import looks_like_dicom
 from .files.xray import XRayError, load_xray, quiet
@@ -217,6 +216,8 @@ def _outline(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Data
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
     """Closed lines around a mask (H, W) bool, each (N, 2) of (column, row) from the corner of the first pixel."""
+    from skimage.measure import approximate_polygon, find_contours  # a second of imports, and nothing else needs them
+
     lines = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)
     return [(approximate_polygon(line, 0.5)[:, ::-1] - 0.5).clip(0, mask.shape[::-1]) for line in lines]
 
