@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from .files.dicom import looks_like_dicom
+from .files.dicom import is_inverted, looks_like_dicom
 from .files.xray import XRayError, load_xray, quiet
 from .pipeline import DISCLAIMER, SEGMENTER, Analysis, Pipeline
 from .preprocess import resize
@@ -201,9 +201,7 @@ def _outline(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Data
         ],
         **_equipment(9003),
     )
-    inverse = ("MONOCHROME1", "INVERSE")  # by either name; see `files.dicom`
-    polarity = source.get("PhotometricInterpretation"), source.get("PresentationLUTShape")
-    made.PresentationLUTShape = "INVERSE" if any(name in inverse for name in polarity) else "IDENTITY"
+    made.PresentationLUTShape = "INVERSE" if is_inverted(source) else "IDENTITY"
     made.Laterality = None  # of a pair of organs, it is both
     try:
         with quiet():

@@ -44,6 +44,7 @@ from manet_core import CLASSES, list_models
 from manet_core.phantom import phantom
 from manet_core.weights import read_manifest
 from train.evaluate import write_between
+from train.measures import speed
 
 ROOT = Path(__file__).parent.parent
 ANOTHER_CLASS = """
@@ -77,12 +78,7 @@ FRAMES = """
 """  # frames a second while the wheel zooms in and out, or the right button sets the window
 
 
-@lru_cache(100)
-def png(size: int, seed: int) -> bytes:
-    """A phantom as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray((phantom(size, seed=seed).pixels * 255).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+png = lru_cache(100)(speed.film)  # a phantom of (side, side) pixels, by its seed, as the bytes of a file
 
 
 @contextmanager
@@ -119,8 +115,7 @@ def processor() -> str:
 
 def memory(pid: int, field: str = "VmRSS") -> float:
     """Resident memory of a process, in MiB: now, or with "VmHWM" the most so far."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+    return speed.resident(field, pid) / 2**20
 
 
 def opened(browser: Browser, url: str) -> Page:

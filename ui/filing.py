@@ -8,7 +8,6 @@ import io
 import zipfile
 
 from manet_core import WeightsError, XRayError
-from manet_core.dicom_out import dicom_out
 from manet_core.files.raster import MAX_BYTES
 
 from . import render
@@ -38,6 +37,8 @@ def connect(
 
 def saved_dicom(film: Film | None, file: dict, networks: Networks, uploads: Uploads) -> str:
     """HTML with a zip archive of the DICOM files to be saved, or with the sentence why there is none."""
+    from manet_core.dicom_out import dicom_out  # not before: the page starts without pydicom
+
     try:
         with uploads.opened(file) as stream:
             data = stream.read(MAX_BYTES + 1)

@@ -70,14 +70,21 @@ def decode_dicom(data: bytes) -> tuple[np.ndarray, list[str], Stored | None, Spa
     if shown.min() == shown.max() and values.min() != values.max() or not np.isfinite(shown).all():
         shown, window = values, None
         remarks.append("The window in the DICOM header does not fit the pixels; the full range of greys is shown.")
-    # INVERSE repeats what MONOCHROME1 says (PS3.3 C.8.11.3.1.2) and does not undo it.
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
+    inverted = is_inverted(dataset)
     full = Stored.of(shown if window is None else values, window, inverted, padded)
     if inverted:
         np.negative(shown, out=shown)
     if padded is not None:
         shown[padded] = shown.min(where=~padded, initial=np.inf)
     return shown, remarks, full, _spacing(dataset)
+
+
+def is_inverted(dataset) -> bool:
+    """Whether a header says that low values are bright.
+
+    INVERSE repeats what MONOCHROME1 says (PS3.3 C.8.11.3.1.2) and does not undo it.
+    """
+    return dataset.get("PhotometricInterpretation") == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
 
 
 def _read_dataset(data: bytes):

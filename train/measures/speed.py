@@ -149,15 +149,19 @@ print(json.dumps([(time.perf_counter() - start) / count, memory()]))
 """
 
 
+def resident(field: str, process: int | str = "self") -> int:
+    """Bytes of memory of a process, by Linux: "VmRSS", now; "VmHWM", the most so far."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
 def memory() -> float:
     """The most memory that this process has had, GB.
 
     Linux's getrusage would tell that of the process which started this one, if that was larger.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (most,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(most.split()[1]) * 1024 / 1e9
+    if Path("/proc/self/status").exists():
+        return resident("VmHWM") / 1e9
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (1e9 if sys.platform == "darwin" else 1e6)
 
@@ -185,29 +189,28 @@ def growth(weights: str, long: bool) -> dict:
     return out
 
 
-def engines(weights: str, films: int = 1000, part: int = 25, rounds: int = 1) -> dict:
-    """Time a film of `python -m manet_core batch` by the local engine over that by Ray with two workers, in turn.
+def engines(weights: str, films: int = 1000, part: int = 25) -> dict:
+    """Time a film of `python -m manet_core batch` by the local engine over that by Ray with two workers.
 
     Both count from the command's start to the last part, Ray's start included. {} where Ray is not installed.
     """
     if find_spec("ray") is None:
         return {}
-    seconds = {"local": [], "ray": []}
+    per_film = {}
     with tempfile.TemporaryDirectory() as folder:
         films_in = Path(folder, "films")
         films_in.mkdir()
         for number in range(films):
             (films_in / f"{number}.png").write_bytes(film(512, number % 20))
-        for _ in range(rounds):
-            for engine, times in seconds.items():
-                out = Path(tempfile.mkdtemp(dir=folder))
-                command = [sys.executable, "-m", "manet_core", "batch", films_in, "--out", out, "--engine", engine]
-                command += ["--weights", str(weights), "--part", str(part), "--workers", "2"]
-                subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-                done = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-                assert done["read"] == films
-                times.append(done["seconds"])
-    local, ray = (1e3 * float(np.median(times)) / films for times in seconds.values())
+        for engine in ("local", "ray"):
+            out = Path(tempfile.mkdtemp(dir=folder))
+            command = [sys.executable, "-m", "manet_core", "batch", films_in, "--out", out, "--engine", engine]
+            command += ["--weights", str(weights), "--part", str(part), "--workers", "2"]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            done = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+            assert done["read"] == films
+            per_film[engine] = 1e3 * done["seconds"] / films
+    local, ray = per_film.values()
     what = f"{films} films of 512×512: batch by the local engine (a) over Ray with 2 workers (b), a film"
     return {what: {"a_ms": local, "b_ms": ray, "ratio": local / ray}}
 
