@@ -1,12 +1,18 @@
 """The web page: python app.py [--host 127.0.0.1] [--port 7860] [--weights weights]."""
 
+from __future__ import annotations
+
 import argparse
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manet_core import list_models
-from ui.cases import CaseList, CasesError, asked_task, load_cases
-from ui.networks import Networks
-from ui.server import accounts, serve
+
+if TYPE_CHECKING:
+    from ui.cases import CaseList
 
 
 def port(text: str) -> int:
@@ -16,12 +22,26 @@ def port(text: str) -> int:
     return int(text)
 
 
+@contextmanager
+def nothing_to_collect() -> Iterator[None]:
+    """For imports: what they make stays, and looking for garbage among it would take a fifth of the page's start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def case_list(path: Path, weights: Path, models: list[str] | None) -> CaseList:
     """A lecturer's case list, for the networks that will answer.
 
     Raises:
         SystemExit: it cannot be used; a sentence for each problem.
     """
+    from ui.cases import CasesError, asked_task, load_cases
+    from ui.networks import Networks
+
     try:
         return load_cases(path, asked_task(Networks(weights, models).tasks()))
     except CasesError as error:
@@ -60,6 +80,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints to language models, by MCP")
     args = parser.parse_args(argv)
+    try:
+        with nothing_to_collect():
+            from ui.server import accounts, serve  # takes seconds, in which a Ctrl-C may come
+    except KeyboardInterrupt:
+        return
     users = accounts(args.auth) if args.auth else None
     cases = case_list(args.cases, args.weights, args.models) if args.cases else None
     serve(args.host, args.port, args.weights, args.models, users, args.mcp, tuple(args.name), cases)

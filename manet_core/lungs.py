@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_fill_holes, gaussian_filter
-from skimage.measure import label, regionprops
-from skimage.morphology import remove_small_objects
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -27,6 +24,9 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) bool.
     """
+    from scipy.ndimage import binary_fill_holes  # not before: the page need not wait for it to be shown
+    from skimage.morphology import remove_small_objects
+
     return remove_small_objects(binary_fill_holes(mask), max_size=int(SMALLEST_LUNG * mask.size))
 
 
@@ -69,6 +69,8 @@ def _at(probability: np.ndarray, size: tuple[int, int] | int) -> np.ndarray:
     A network is sure of nearly every pixel: much enlarged as it is, its map would keep the steps of its pixels.
     """
     if np.greater(size, np.multiply(probability.shape, 2)).any():
+        from scipy.ndimage import gaussian_filter  # see `clean_mask`
+
         probability = gaussian_filter(probability, SMOOTHING, mode="nearest")
     return resize(probability, size) > 0.5
 
@@ -111,6 +113,8 @@ def mask_warnings(lungs: Lungs) -> list[str]:
 
     The limits lie outside of what 99 % of 480 X-rays from eight sources show.
     """
+    from skimage.measure import label, regionprops  # see `clean_mask`
+
     cleaned, doubt = lungs.cleaned, (lungs.probability > 0.1) & (lungs.probability < 0.9)
     area = cleaned.mean()
     if area < 2 * SMALLEST_LUNG:

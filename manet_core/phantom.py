@@ -9,9 +9,6 @@ patient's right is on the picture's left.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
-from skimage.morphology import remove_small_objects
-from skimage.transform import resize
 
 from .files.xray import XRay
 
@@ -74,6 +71,8 @@ class _Chest:
     @property
     def lungs(self) -> np.ndarray:
         """Where lung is neither behind the heart nor behind the diaphragm, bool."""
+        from skimage.morphology import remove_small_objects  # see `phantom`
+
         free = (self.cavity > 0) & (self.heart == 0) & (self.abdomen == 0)
         return remove_small_objects(free, max_size=free.size // 100)  # slivers below the heart
 
@@ -106,6 +105,8 @@ def phantom(
     Raises:
         ValueError: there is no such place.
     """
+    from scipy.ndimage import gaussian_filter  # not before: the page need not wait for it to be shown
+
     if place not in PLACES:
         raise ValueError(f"There is no place {place!r} for a shadow; choose one of: {', '.join(PLACES)}.")
     chest, rng = _Chest.draw(size, seed), np.random.default_rng([seed, 1])
@@ -144,6 +145,8 @@ def _film(density: np.ndarray) -> np.ndarray:
 
 def _shadow(chest: _Chest, rng: np.random.Generator, place: str) -> np.ndarray:
     """Cloudy density (size, size) that fills air in a place of the lungs, or lies behind the heart."""
+    from skimage.transform import resize  # see `phantom`
+
     shape = chest.torso.shape
     x, y = _grid(len(chest.torso))
     clouds = sum(resize(rng.normal(0, 4 / n, (n, n)), shape, order=3) for n in (8, 16, 32))

@@ -7,10 +7,6 @@ from textwrap import fill
 from typing import BinaryIO
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
-from matplotlib.ft2font import FT2Font
 
 from .explain import get_explainer
 from .networks.registry import human_name
@@ -57,10 +53,11 @@ def save_report(
         hashes: {model: SHA-256 of its weights}, printed so that the page says what made it.
         format: "png" or "pdf", for an open file.
     """
+    from matplotlib.figure import Figure  # not before: the page need not wait for it to be shown
+
     from . import __version__  # defined after this module is imported
 
     figure = Figure(figsize=_A4, dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
     text = [fill(_printable(line), 100) for line in (title, note) if line]
     figure.text(0.06, 0.972, "MANet, a second opinion", fontsize=14, weight="bold", va="top")
     figure.text(0.94, 0.97, DISCLAIMER, ha="right", va="top", **_SMALL)
@@ -123,6 +120,9 @@ def save_report(
 @cache
 def _fonts() -> dict[str, frozenset[int]]:
     """The installed ones of `_FONTS`, and the characters that each has."""
+    from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
+
     files = {font.name: font.fname for font in fontManager.ttflist if font.name in _FONTS}
     return {name: frozenset(FT2Font(files[name]).get_charmap()) for name in _FONTS if name in files}
 

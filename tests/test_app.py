@@ -21,7 +21,6 @@ from gradio_client.exceptions import AppError, AuthenticationError
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-import app
 from manet_core import CLASSES, WeightsError, XRay, list_models, load_xray
 from manet_core.phantom import phantom
 from manet_core.pipeline import DISCLAIMER
@@ -31,6 +30,7 @@ from ui.claims import Claims
 from ui.networks import Networks, results_of
 from ui.opinion import PHANTOMS
 from ui.render import shown_name
+from ui.server import accounts
 
 PATIENT = "Mustermann-Erika"  # what a file name may give away
 
@@ -588,11 +588,11 @@ def test_password_file_is_checked(tmp_path):
     for text in ("", "erika\n", "erika:\n", ":x\n"):
         (tmp_path / "users").write_text(text)
         with pytest.raises(SystemExit, match="NAME:PASSWORD"):
-            app.accounts(tmp_path / "users")
+            accounts(tmp_path / "users")
     with pytest.raises(SystemExit, match="cannot be read"):
-        app.accounts(tmp_path / "nobody")
+        accounts(tmp_path / "nobody")
     (tmp_path / "users").write_text("a:b:c\n\nd:e\n")
-    assert app.accounts(tmp_path / "users") == [("a", "b:c"), ("d", "e")]
+    assert accounts(tmp_path / "users") == [("a", "b:c"), ("d", "e")]
 
 
 def test_mcp(random_weights, tmp_path):

@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from manet_core import Analysis, XRay
 from manet_core.explain import DEFAULT
@@ -225,6 +224,8 @@ def _beside_mean(heatmap: np.ndarray, of: HeatmapMean) -> dict:
 
 def _soft(mask: np.ndarray) -> str:
     """A mask (H, W) bool as a grey PNG, its edge softened, so that its outline is smooth where it is enlarged."""
+    from scipy.ndimage import gaussian_filter  # not before: the page need not wait for it to be shown
+
     soft = gaussian_filter(mask.astype(np.float32), 1)
     buffer = io.BytesIO()
     Image.fromarray((soft * 255).round().astype(np.uint8)).save(buffer, "PNG", compress_level=1)

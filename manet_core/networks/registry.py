@@ -1,12 +1,15 @@
 """Names to networks: one row a family, that is a backbone and the attentions that one paper gives it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..tasks import CLASSES
+
+if TYPE_CHECKING:  # a list of names need not wait for PyTorch
+    from torch import nn
 
 MANET = ("", "ma", "nma", "cbam")  # the attentions that MANet compares
 ATTENTIONS = {
