@@ -29,12 +29,23 @@ AGREEMENT = {
     "external": found(**{"COVID-19": {"n": 570, "found": share(0.62), "others": 380, "wrongly": share(0.1)}}),
     "test": found(Normal={"n": 380, "found": share(0.5), "others": 9, "wrongly": share(0.8)}),
 }
+LOCALISATION = {
+    "n": 71,
+    "models": {
+        name: {explainer: {"enrichment": share(value)} for explainer, value in found.items()}
+        for name, found in {
+            "a": {"gradcam": 0.94, "layercam-finer": 1.23, "occlusion": 1.3},
+            "b": {"gradcam": 1.01, "layercam-finer": 1.63},
+        }.items()
+    },
+}
 
 
 @pytest.fixture
 def claims(tmp_path):
     models = {name: {"sha256": fingerprint(entry)} for name, entry in ENTRIES.items()}
-    evidence = {"models": models, "agreement": {"manet": AGREEMENT}}
+    evidence = {"models": models, "agreement": {"manet": AGREEMENT}, "localisation": LOCALISATION}
+    evidence["measured_of"] = {"localisation": {name: fingerprint(entry) for name, entry in ENTRIES.items()}}
     (tmp_path / "evidence.json").write_text(json.dumps(evidence))
     return Claims(tmp_path, ENTRIES)
 
@@ -127,3 +138,21 @@ def test_figures_of_other_networks_are_not_told(claims, tmp_path, spoil):
 
 def test_nothing_is_claimed_where_nothing_was_asked(claims):
     assert "No network was asked" in summary(analysis(), claims) and claims.doubts(analysis()) == []
+
+
+def test_heatmaps_are_told_with_what_lies_on_lesions(claims, tmp_path):
+    both = analysis(a="Normal", b="Normal")
+    start = "On 71 X-rays with lesions outlined by radiologists, heatmaps of "
+    assert claims.on_heatmaps(both) == (
+        f"{start}these networks by Grad-CAM put 0.9 to 1.0 times as much on the lesions as chance would, by LayerCAM, "
+        "one block earlier 1.2 to 1.6 times (1 is chance)."
+    )
+    alone = replace(analysis(a="Normal"), explainer="occlusion")
+    assert claims.on_heatmaps(alone) == (
+        f"{start}these networks by Occlusion put 1.3 times as much on the lesions as chance would (1 is chance)."
+    )
+    assert "was not measured" in claims.on_heatmaps(replace(both, explainer="occlusion")), "of one alone it was"
+    retrained = Claims(tmp_path, ENTRIES | {"b": ENTRIES["b"] | {"sha256": 64 * "9"}})
+    assert "heatmaps of 1 of these networks by Grad-CAM put 0.9 times" in retrained.on_heatmaps(both)
+    assert "was not measured" in retrained.on_heatmaps(analysis(b="Normal"))
+    assert "was not measured" in Claims(tmp_path / "nowhere", ENTRIES).on_heatmaps(both)

@@ -1,10 +1,13 @@
-"""How often what all networks claim is right on X-rays of other hospitals, from the recorded evidence, in sentences."""
+"""What the recorded evidence tells of an answer, in sentences: how often such a claim is right, whether such heatmaps
+lie on lesions.
+"""
 
 import json
 from html import escape
 from pathlib import Path
 
 from manet_core import Analysis
+from manet_core.explain import get_explainer, list_explainers
 from manet_core.tasks import Task, get_task
 from manet_core.weights import fingerprint
 
@@ -15,7 +18,7 @@ _FEWEST = 10  # X-rays, below which a share says nothing
 
 
 class Claims:
-    """The figures of `train.evidence --only agreement`, for the very networks and weights that they were measured of.
+    """The figures of `train.evidence --only agreement localisation`, for the very networks that they were measured of.
 
     Args:
         results: folder with evidence.json; without it, or where it is damaged, nothing is known.
@@ -26,10 +29,14 @@ class Claims:
         try:
             evidence = json.loads((results / "evidence.json").read_text(encoding="utf-8"))
             measured = {name: model["sha256"] for name, model in evidence["models"].items()}
-            self._found = evidence.get("agreement", {})
+            self._found, self._lesions = (evidence.get(part, {}) for part in ("agreement", "localisation"))
+            located = evidence.get("measured_of", {}).get("localisation", {})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            measured, self._found = {}, {}
-        self._known = {name for name, entry in entries.items() if measured.get(name) == fingerprint(entry)}
+            measured, located, self._found, self._lesions = {}, {}, {}, {}
+        self._known, self._located = (
+            {name for name, entry in entries.items() if hashes.get(name) == fingerprint(entry)}
+            for hashes in (measured, located)
+        )
 
     def _of(self, task: Task, analysis: Analysis) -> dict[str, dict]:
         """{split: figures} where they were measured of exactly the networks that answered."""
@@ -74,6 +81,25 @@ class Claims:
                 return f"{why} {right.format(place, _percent(found['accuracy']), found['n'])}"
         return why
 
+    def on_heatmaps(self, analysis: Analysis) -> str:
+        """A sentence on how much of such heatmaps lies on lesions, and by which explainer most does."""
+        known, title = sorted(set(analysis.readings) & self._located), get_explainer(analysis.explainer).title
+        measured = [self._lesions["models"][name] for name in known]
+        by = {
+            name: [figures[name]["enrichment"]["value"] for figures in measured]
+            for name in list_explainers()
+            if known and all(name in figures for figures in measured)
+        }
+        if analysis.explainer not in by:
+            return f"Whether heatmaps by {title} lie on lesions was not measured of these networks."
+        whose = "these networks" if len(known) == len(analysis.readings) else f"{len(known)} of these networks"
+        best = max(by, key=lambda name: sum(by[name]))
+        most = "" if best == analysis.explainer else f", by {get_explainer(best).title} {_range(by[best])} times"
+        return (
+            f"On {self._lesions['n']} X-rays with lesions outlined by radiologists, heatmaps of {whose} by {title} put "
+            f"{_range(by[analysis.explainer])} times as much on the lesions as chance would{most} (1 is chance)."
+        )
+
     def doubts(self, analysis: Analysis) -> list[str]:
         """Why no class should be named: what `analysis.withheld` says, or why the networks of all tasks claim none."""
         if analysis.withheld:
@@ -90,6 +116,11 @@ def none_claimed(analysis: Analysis) -> bool:
 
 def _percent(figure: dict[str, float]) -> str:
     return f"{figure['value']:.0%} ({100 * figure['low']:.0f}–{100 * figure['high']:.0f})"
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def summary(analysis: Analysis, claims: Claims) -> str:

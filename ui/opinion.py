@@ -405,7 +405,7 @@ class OpinionTab:
             self.summary: summary(analysis, self.claims),
             self.readings: render.readings(analysis),
             self.limits: render.limits(analysis),
-            self.notes: render.notes(analysis),
+            self.notes: render.notes(analysis, self.claims.on_heatmaps(analysis)),
         }
 
     def _ask(self, film: Film | None, families: list[str], name: str, request: gr.Request) -> Iterator[dict]:
