@@ -173,6 +173,15 @@ def test_what_is_said_of_agreement_is_in_the_evidence():
     assert f"they were right in {right['external'][1]} ({right['test'][1]})" in folded(CARD)
 
 
+def test_what_is_said_of_calibration_is_in_the_evidence():
+    models = [model["calibration"] for model in result("evidence")["models"].values()]
+    errors = {split: sorted(model[split]["after"]["ece"] for model in models) for split in ("test", "external")}
+    home, away = (f"{found[0]:.2f} to {found[-1]:.2f}" for found in errors.values())
+    assert f"error on test {home}" in folded(README) and f"external {away}, of the best network" in folded(README)
+    assert f"best network {errors['external'][0]:.3f}" in folded(README)
+    assert f"(ECE on test {home}" in folded(CARD) and f"(external ECE {away}" in folded(CARD)
+
+
 def test_what_is_said_of_heatmaps_that_look_alike_is_in_the_manifest(weights):
     found = [
         value

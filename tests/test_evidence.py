@@ -17,7 +17,7 @@ from manet_core.explain import get_explainer
 from manet_core.explain.gradcam import scale_maps
 from manet_core.phantom import phantom
 from manet_core.preprocess import SEES, network_input
-from manet_core.tasks import GUIDED, MANET, NIH14
+from manet_core.tasks import GUIDED, MANET, NIH14, get_task
 from manet_core.weights import read_manifest, write_manifest
 from train import classify, evaluate, evidence, export, familiarity
 from train import pose as teach_pose
@@ -95,6 +95,8 @@ def test_temperature_undoes_overconfidence(rng):
     honest = rng.normal(size=(4000, 5)) * 1.5
     labels = np.array([rng.choice(5, p=p) for p in softmax(honest, 1)])
     assert fit_temperature(honest * 3, labels) == pytest.approx(3, rel=0.1)
+    twice, weights = np.concatenate([honest * 3, honest]), np.repeat([0.0, 1.0], 4000)
+    assert fit_temperature(twice, np.tile(labels, 2), weights=weights) == pytest.approx(1, rel=0.1)
     out = calibration(honest * 3, labels, 3.0)
     assert out["after"]["ece"] < 0.03 < out["before"]["ece"]
     assert out["after"]["brier"] < out["before"]["brier"]
@@ -289,6 +291,24 @@ def test_the_mean_over_groups_resamples_patients(rng):
     assert figure["value"] == pytest.approx((p + q) / 2)
     spread = 2 * 1.96 * np.sqrt((p * (1 - p) + q * (1 - q)) / (4 * n))
     assert figure["high"] - figure["low"] == pytest.approx(spread, rel=0.1)
+
+
+def test_every_source_of_a_label_weighs_the_same_in_the_temperature(rng):
+    """900 X-rays of a hospital on which the network is honest, 100 of one on which its logits are four times too large:
+    the temperature is that of 900 of each.
+    """
+    task = get_task("covid")
+    honest = rng.normal(size=(1000, 2)) * 1.5
+    labels = np.array([rng.choice(2, p=p) for p in softmax(honest, 1)])
+    large = np.where(np.arange(1000) < 900, 1, 4)
+    index = pd.DataFrame(
+        {"label": np.array(task.classes)[labels], "source": np.where(large == 1, "large", "small"), "split": "val"}
+    )
+    logits = (honest * large[:, None]).astype(np.float32)
+    repeated = np.concatenate([np.flatnonzero(large == 1), np.repeat(np.flatnonzero(large == 4), 9)])
+    found = Readings(task, index, logits, np.zeros((1000, 2), np.float32)).temperature
+    assert found == pytest.approx(fit_temperature(logits[repeated], labels[repeated]), rel=0.05)
+    assert found > 1.2 * fit_temperature(logits, labels)
 
 
 def test_temperature_of_partial_labels_and_of_findings(rng):

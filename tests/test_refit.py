@@ -16,6 +16,7 @@ from manet_core.tasks import MANET
 from manet_core.weights import load_network, read_manifest, sha256
 from train import refit
 from train.data import LungPictures, Pictures
+from train.measures.statistics import row_weights
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def blobs(rng):
 @pytest.mark.parametrize(("class_weights", "of_class"), [("natural", [50, 25, 15]), ("equal", [30, 30, 30])])
 def test_sources_weigh_alike_within_a_class_and_classes_as_chosen(blobs, class_weights, of_class):
     _, labels, sources = blobs
-    weights = pd.DataFrame({"w": refit.row_weights(labels, sources, class_weights), "label": labels, "source": sources})
+    weights = pd.DataFrame({"w": row_weights(labels, sources, class_weights), "label": labels, "source": sources})
     assert weights.w.mean() == pytest.approx(1)
     np.testing.assert_allclose(weights.groupby("label").w.sum(), of_class)
     groups = weights.groupby(["label", "source"]).w.sum()

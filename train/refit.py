@@ -19,7 +19,6 @@ the outcome.
 import argparse
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.numpy import save_file
 from scipy.special import softmax
@@ -34,25 +33,10 @@ from manet_core.weights import load_network, read_manifest, sha256, write_manife
 from . import run_verb
 from .data import LungPictures, Pictures, predicted_lungs
 from .measures.calibration import fit_temperature, operating_point, spare_margins
+from .measures.statistics import row_weights
 from .measures.study import last_layer, options, read_out
 
 CLASS_WEIGHTS = ("natural", "equal")
-
-
-def row_weights(labels: np.ndarray, sources: np.ndarray, class_weights: str = "natural") -> np.ndarray:
-    """How much each X-ray weighs: (N,) float64 of mean 1, so that within a class every source weighs the same.
-
-    Args:
-        labels: (N,) class numbers or names.
-        sources: (N,) names.
-        class_weights: "natural": a class weighs what its share of the X-rays is; "equal": all weigh the same.
-    """
-    table = pd.DataFrame({"label": labels, "source": sources})
-    of_class = table.groupby("label").label.transform("size")
-    of_group = table.groupby(["label", "source"]).label.transform("size")
-    of_sources = table.groupby("label").source.transform("nunique")
-    weight = of_class if class_weights == "natural" else len(table) / table.label.nunique()
-    return (weight / (of_sources * of_group)).to_numpy(np.float64)
 
 
 def refit(
@@ -109,9 +93,11 @@ def choose(
     return None, np.zeros(trained.shape[1]), found
 
 
-def calibrated(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """{"temperature", "operating_point"} of a layer's logits (N, K) on validation X-rays with class numbers (N,)."""
-    temperature = fit_temperature(logits, labels)
+def calibrated(logits: np.ndarray, labels: np.ndarray, sources: np.ndarray) -> dict[str, float]:
+    """{"temperature", "operating_point"} of a layer's logits (N, K) on validation X-rays, with their class numbers (N,)
+    and the names of their sources (N,).
+    """
+    temperature = fit_temperature(logits, labels, weights=row_weights(labels, sources))
     confidence = softmax(logits / temperature, 1).max(1)
     return {"temperature": temperature, "operating_point": operating_point(confidence, logits.argmax(1) == labels)}
 
@@ -124,7 +110,7 @@ def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
     targets = pictures.targets(rows, task)
     rows, labels = rows[targets.sum(1) == 1], targets[targets.sum(1) == 1].argmax(1)  # of one certain class
     index = pictures.index.iloc[rows]
-    train = (index.split == "train").to_numpy()
+    train, sources = (index.split == "train").to_numpy(), index.source.to_numpy()
     if missing := [label for k, label in enumerate(task.classes) if k not in labels[train]]:
         raise SystemExit(f"There is no training X-ray of {', '.join(missing)}: a last layer cannot be fitted.")
     net = load_network(args.weights, name, args.device, refitted=False)
@@ -132,8 +118,8 @@ def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
     dataset = LungPictures("classify", pictures, rows, lungs, asked=task, view=view)
     logits, features = read_out(net, dataset, name)
     layer, trained = last_layer(net)
-    sources = index.source.to_numpy()[train]
-    weight, bias = refit(features[train].astype(np.float64), labels[train], sources, args.strength, args.class_weights)
+    of_train = features[train].astype(np.float64), labels[train], sources[train]
+    weight, bias = refit(*of_train, args.strength, args.class_weights)
     refitted = features @ weight.T + bias
     kept, margins, found = choose(logits[~train], refitted[~train], labels[~train], args.share, args.cost)
     print(f"{name}: sensitivity on validation, % of {', '.join(task.classes)}")
@@ -149,10 +135,10 @@ def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
     path = args.weights / f"{name}.last_layer.safetensors"
     if kept is None:
         path.unlink(missing_ok=True)
-        return entry | calibrated(logits[~train], labels[~train])
+        return entry | calibrated(logits[~train], labels[~train], sources[~train])
     if kept == "trained":
         weight, bias, refitted = trained.weight.cpu().numpy(), trained.bias.cpu().numpy(), logits
-    entry |= calibrated(refitted[~train] - margins, labels[~train])
+    entry |= calibrated(refitted[~train] - margins, labels[~train], sources[~train])
     tensors = {"weight": weight, "bias": bias - margins}
     save_file({f"{layer}.{key}": np.ascontiguousarray(t, np.float32) for key, t in tensors.items()}, path)
     entry["last_layer"] = {

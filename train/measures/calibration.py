@@ -13,7 +13,9 @@ TITLE = "Calibration"
 RIGHT = 0.85  # of the answers at or above a network's operating point, on the validation split
 
 
-def fit_temperature(logits: np.ndarray, target: np.ndarray, exclusive: bool = True) -> float:
+def fit_temperature(
+    logits: np.ndarray, target: np.ndarray, exclusive: bool = True, weights: np.ndarray | None = None
+) -> float:
     """The T > 0 for which logits / T have the least loss on X-rays that were not trained on.
 
     Args:
@@ -21,6 +23,7 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray, exclusive: bool = Tr
         target: (N, K), 1 for each class that the label allows, or (N,) class numbers.
         exclusive: −log of the sum of the allowed classes' probabilities; False: binary cross entropy of each class,
             NaN in `target` left out.
+        weights: (N,) how much each X-ray weighs where one answer holds; None: all the same.
     """
     if target.ndim == 1:
         target = np.eye(logits.shape[1])[target]
@@ -29,7 +32,8 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray, exclusive: bool = Tr
     def loss(log_t: float) -> float:
         scaled = logits / np.exp(log_t)
         if exclusive:
-            return float((logsumexp(scaled, 1) - logsumexp(scaled + allowed, 1)).mean())
+            losses = logsumexp(scaled, 1) - logsumexp(scaled + allowed, 1)
+            return float(np.average(losses, weights=weights))
         return float((np.logaddexp(0, scaled) - target * scaled)[known].mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))

@@ -1,6 +1,7 @@
 """Figures with intervals: patients drawn with replacement, 2000 times, 2.5th to 97.5th percentile."""
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binomtest, rankdata
 
 
@@ -10,6 +11,22 @@ def bootstrap_weights(patients: np.ndarray, replicates: int = 2000, seed: int = 
     count = number.max() + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), replicates)
     return drawn[:, number].astype(np.float64)
+
+
+def row_weights(labels: np.ndarray, sources: np.ndarray, class_weights: str = "natural") -> np.ndarray:
+    """How much each X-ray weighs: (N,) float64 of mean 1, so that within a class every source weighs the same.
+
+    Args:
+        labels: (N,) class numbers or names.
+        sources: (N,) names.
+        class_weights: "natural": a class weighs what its share of the X-rays is; "equal": all weigh the same.
+    """
+    table = pd.DataFrame({"label": labels, "source": sources})
+    of_class = table.groupby("label").label.transform("size")
+    of_group = table.groupby(["label", "source"]).label.transform("size")
+    of_sources = table.groupby("label").source.transform("nunique")
+    weight = of_class if class_weights == "natural" else len(table) / table.label.nunique()
+    return (weight / (of_sources * of_group)).to_numpy(np.float64)
 
 
 def interval(value: float, replicates: np.ndarray) -> dict[str, float]:
