@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 WAIT_S = float(os.environ.get("MANET_TEST_WAIT", 120))  # for machines that do much else
 processes = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 if sys.platform != "win32":
-    processes.set_forkserver_preload(["app", "train.paper"])
+    processes.set_forkserver_preload(["ui.server", "train.paper"])
 
 
 @contextmanager
