@@ -176,6 +176,8 @@ def test_another_explainer(server, page, phantom_png):
     page.wait_for_selector(".notes >> text=A heatmap (Grad-CAM)")
     page.wait_for_selector(".readings [aria-pressed=true]")
     before, numbers = _stage(page), page.inner_text(".readings")
+    said = page.inner_text("#on-lesions")
+    assert "heatmaps by Grad-CAM lie on lesions was not measured" in said, "these networks are random"
     _choose_explainer(page, "LayerCAM")
     page.wait_for_selector(".notes >> text=A heatmap (LayerCAM)")
     page.wait_for_selector("#explaining .stage", state="detached")

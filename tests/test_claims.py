@@ -156,3 +156,4 @@ def test_heatmaps_are_told_with_what_lies_on_lesions(claims, tmp_path):
     assert "heatmaps of 1 of these networks by Grad-CAM put 0.9 times" in retrained.on_heatmaps(both)
     assert "was not measured" in retrained.on_heatmaps(analysis(b="Normal"))
     assert "was not measured" in Claims(tmp_path / "nowhere", ENTRIES).on_heatmaps(both)
+    assert claims.on_heatmaps(analysis()) == ""

@@ -82,7 +82,9 @@ class Claims:
         return why
 
     def on_heatmaps(self, analysis: Analysis) -> str:
-        """A sentence on how much of such heatmaps lies on lesions, and by which explainer most does."""
+        """A sentence on how much of such heatmaps lies on lesions, and by which explainer most does; "" without any."""
+        if not analysis.readings:
+            return ""
         known, title = sorted(set(analysis.readings) & self._located), get_explainer(analysis.explainer).title
         measured = [self._lesions["models"][name] for name in known]
         by = {

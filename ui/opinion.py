@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 from manet_core import WeightsError, XRay, XRayError
@@ -116,6 +117,7 @@ class OpinionTab:
                     render.explainer_choices(), value=DEFAULT, label="Method of heatmaps", elem_id="explainer"
                 )
                 self.progress = bare_html(elem_id="explaining", elem_classes="told")
+                self.on_lesions = bare_html(elem_id="on-lesions")
         self.families = gr.CheckboxGroup(
             [(get_task(name).title, name) for name in tasks], value=tasks[:1], label="Networks that answer",
             visible=len(tasks) > 1, elem_id="families",
@@ -139,7 +141,8 @@ class OpinionTab:
         )  # fmt: skip
         quick = {"queue": False, "show_progress": "hidden"} | _PRIVATE
         answers = [
-            self.found, self.summary, self.readings, self.limits, self.explainer, self.progress, self.notes, self.guess,
+            self.found, self.summary, self.readings, self.limits, self.explainer, self.progress, self.on_lesions,
+            self.notes, self.guess,
         ]  # fmt: skip
         revealed = [self.layers, self.headline, self.withheld, self.mend, self.anyway, self.claim, self.result]
         told = [self.status, self.read, self.verdict, self.saved, self.quiz_panel, *answers, *revealed, *others]
@@ -405,7 +408,8 @@ class OpinionTab:
             self.summary: summary(analysis, self.claims),
             self.readings: render.readings(analysis),
             self.limits: render.limits(analysis),
-            self.notes: render.notes(analysis, self.claims.on_heatmaps(analysis)),
+            self.notes: render.notes(analysis),
+            self.on_lesions: f'<p class="evidence">{escape(self.claims.on_heatmaps(analysis))}</p>',
         }
 
     def _ask(self, film: Film | None, families: list[str], name: str, request: gr.Request) -> Iterator[dict]:

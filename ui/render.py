@@ -229,8 +229,8 @@ def figures(model: str, reading: Reading, name: str) -> str:
     return told + (f", with {_BY_MASK[key]} partly by construction" if key in _BY_MASK else "")
 
 
-def notes(analysis: Analysis, on_lesions: str) -> str:
-    """How to read the heatmaps, and how not to; `on_lesions` is what is known of such heatmaps and lesions."""
+def notes(analysis: Analysis) -> str:
+    """How to read the heatmaps, and how not to."""
     if not analysis.readings:
         return ""
     native = sorted({"{}×{}".format(*reading.native) for reading in analysis.readings.values()})
@@ -238,7 +238,7 @@ def notes(analysis: Analysis, on_lesions: str) -> str:
     fineness = explainer.note or f"A heatmap has {', '.join(native)} cells, whatever its outline suggests."
     cropped = any(reading.box != WHOLE for reading in analysis.readings.values())
     return f"""
-<div class="notes"><p>{escape(on_lesions)}</p><p>A heatmap ({escape(explainer.title)}) that is scaled on its own cannot
+<div class="notes"><p>A heatmap ({escape(explainer.title)}) that is scaled on its own cannot
 be compared with another panel’s; its raw peak can, among the classes of one network. {escape(fineness)}
 {"A heatmap that ends at a straight edge is of a network that is shown the lungs’ box alone." if cropped else ""}
 <b>In lung</b> is the share of the heatmap inside the mask. Mask attention (MA) multiplies every feature by the share of
