@@ -99,7 +99,7 @@ class Claims:
         most = "" if best == analysis.explainer else f", by {get_explainer(best).title} {_range(by[best])} times"
         return (
             f"On {self._lesions['n']} X-rays with lesions outlined by radiologists, heatmaps of {whose} by {title} put "
-            f"{_range(by[analysis.explainer])} times as much on the lesions as chance would{most} (1 is chance)."
+            f"{_range(by[analysis.explainer])} times as much on the lesions as chance would{most}."
         )
 
     def doubts(self, analysis: Analysis) -> list[str]:
