@@ -432,6 +432,33 @@ def test_no_folder_for_temporary_files(monkeypatch):
         serve("127.0.0.1", 7860, "nowhere", users=[("erika", "x")], mcp=True)
 
 
+EARLY = """
+import gc, sys, app
+try:
+    app.main(["--help"])
+except SystemExit:
+    assert not {"torch", "gradio"} & sys.modules.keys(), "the arguments need neither"
+with app.nothing_to_collect():
+    assert not gc.isenabled()
+assert gc.isenabled() and gc.get_freeze_count() > 1000
+"""
+
+
+def test_the_arguments_are_read_before_the_page_is_imported():
+    done = subprocess.run([sys.executable, "-c", EARLY], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "folder with manifest.json" in done.stdout
+
+
+def test_ctrl_c_while_the_page_is_imported_ends_it(monkeypatch):
+    import app
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "nothing_to_collect", interrupted)
+    assert app.main(["--weights", "nowhere"]) is None
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "1234567"])
 def test_a_port_is_a_number_of_a_port(port, capsys):
     import app
