@@ -24,7 +24,7 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) bool.
     """
-    from scipy.ndimage import binary_fill_holes  # not before: the page need not wait for it to be shown
+    from scipy.ndimage import binary_fill_holes  # not before: no start need wait for it
     from skimage.morphology import remove_small_objects
 
     return remove_small_objects(binary_fill_holes(mask), max_size=int(SMALLEST_LUNG * mask.size))

@@ -105,7 +105,7 @@ def phantom(
     Raises:
         ValueError: there is no such place.
     """
-    from scipy.ndimage import gaussian_filter  # not before: the page need not wait for it to be shown
+    from scipy.ndimage import gaussian_filter  # not before: no start need wait for it
 
     if place not in PLACES:
         raise ValueError(f"There is no place {place!r} for a shadow; choose one of: {', '.join(PLACES)}.")

@@ -53,7 +53,7 @@ def save_report(
         hashes: {model: SHA-256 of its weights}, printed so that the page says what made it.
         format: "png" or "pdf", for an open file.
     """
-    from matplotlib.figure import Figure  # not before: the page need not wait for it to be shown
+    from matplotlib.figure import Figure  # not before: no start need wait for it
 
     from . import __version__  # defined after this module is imported
 

@@ -31,6 +31,7 @@ class Claims:
             measured = {name: model["sha256"] for name, model in evidence["models"].items()}
             self._found, self._lesions = (evidence.get(part, {}) for part in ("agreement", "localisation"))
             located = evidence.get("measured_of", {}).get("localisation", {})
+            located = {name: located[name] for name in self._lesions.get("models", {}) if name in located}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             measured, located, self._found, self._lesions = {}, {}, {}, {}
         self._known, self._located = (

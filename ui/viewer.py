@@ -224,7 +224,7 @@ def _beside_mean(heatmap: np.ndarray, of: HeatmapMean) -> dict:
 
 def _soft(mask: np.ndarray) -> str:
     """A mask (H, W) bool as a grey PNG, its edge softened, so that its outline is smooth where it is enlarged."""
-    from scipy.ndimage import gaussian_filter  # not before: the page need not wait for it to be shown
+    from scipy.ndimage import gaussian_filter  # not before: no start need wait for it
 
     soft = gaussian_filter(mask.astype(np.float32), 1)
     buffer = io.BytesIO()
