@@ -155,6 +155,20 @@ def test_the_forest_grows_by_two_trees_a_batch(two_classes, random_weights, tmp_
     assert p.shape == (6,) and p.min() >= 0 and p.max() <= 1
 
 
+def test_only_networks_that_were_trained_for_as_long_are_compared():
+    rows = pd.DataFrame({"label": ["Normal"] * 4 + ["COVID-19"] * 4, "patient": list("abcdefgh")})
+    lengths = {"alexnet": 8, "alexnet_attn1": 60, "alexnet_attn2": 60, "alexnet_attn3": 60}
+    runs = [
+        {"composition": "one", "network": name, "trial": 0, "epochs": epochs, "places": {"one": [0] * 4 + [1000] * 4}}
+        | {"recipe": {"init": "other.safetensors" if name == "alexnet_attn3" else None}}
+        for name, epochs in lengths.items()
+    ]
+    assert list(alexnet.summarise(runs, {"one": rows})["pairs"]["one"]) == ["alexnet_attn2 - alexnet_attn1"]
+    runs[0]["epochs"] = 60
+    found = list(alexnet.summarise(runs, {"one": rows})["pairs"]["one"])
+    assert found == ["alexnet_attn1 - alexnet", "alexnet_attn2 - alexnet", "alexnet_attn2 - alexnet_attn1"]
+
+
 def test_figures_of_answers_that_are_known():
     rows = pd.DataFrame({"label": ["Normal"] * 4 + ["COVID-19"] * 4, "patient": list("abcdefgh")})
     always, never = np.array([0] * 4 + [1000] * 4), np.array([0] * 8)

@@ -234,7 +234,10 @@ def correct(answers: list[np.ndarray], covid: np.ndarray) -> np.ndarray:
 
 
 def summarise(runs: list[dict], rows: dict[str, pd.DataFrame]) -> dict:
-    """What the trainings come to: the figures of each network and composition, and attentions compared in pairs."""
+    """What the trainings come to: the figures of each network and composition, and attentions compared in pairs.
+
+    Pairs are of networks that were trained for as many epochs, from the same kind of start.
+    """
     out: dict = {"compositions": {}, "pairs": {}}
     for composition in dict.fromkeys(run["composition"] for run in runs):
         mine = [run for run in runs if run["composition"] == composition]
@@ -250,12 +253,13 @@ def summarise(runs: list[dict], rows: dict[str, pd.DataFrame]) -> dict:
         right = {
             name: correct([run["places"]["one"] for run in mine if run["network"] == name], covid) for name in found
         }
+        length = {name: (set(figure["epochs"]), figure["fine_tuned"]) for name, figure in found.items()}
         attended = [name for name in found if name.startswith("alexnet_attn")]
         out["pairs"][composition] = {
             f"{a} - {b}": mean(right[a] - right[b], bootstrap_weights(patients))
             for a in attended
             for b in ("alexnet", *attended)
-            if b in right and b < a
+            if b in right and b < a and length[a] == length[b]
         }
     return out
 
@@ -289,7 +293,11 @@ def markdown(results: dict) -> str:
             lines += table(head, rows)
     for composition, pairs in results["pairs"].items():
         if pairs:
-            lines += [f"Differences of accuracy, points, trained on {COMPOSITIONS[composition]}, in pairs:", ""]
+            lines += [
+                f"Differences of accuracy, points, trained on {COMPOSITIONS[composition]}, in pairs of networks that "
+                "were trained for as many epochs:",
+                "",
+            ]
             lines += table(["pair", "difference"], [[name, percent(f)] for name, f in pairs.items()])
     return "\n".join(lines[:-1]) + "\n"
 
