@@ -93,7 +93,7 @@ def test_a_list_from_a_spreadsheet(films):
     ],
 )
 def test_what_is_wrong_with_a_case_list_is_told_before_the_page_starts(films, lines, problems, monkeypatch):
-    monkeypatch.setattr(app, "serve", lambda *_: pytest.fail("the page was started"))
+    monkeypatch.setattr("ui.server.serve", lambda *_: pytest.fail("the page was started"))
     _list(films, "\n".join(["file,answer,note", *lines]))
     with pytest.raises(SystemExit) as told:
         app.main(["--cases", str(films), "--weights", "nowhere"])

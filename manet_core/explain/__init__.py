@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attention import attention, has_attention
 from .attribution import SUPERPIXELS, WINDOWS, gradient_shap, integrated_gradients, kernel_shap, lime, occlusion
-from .gradcam import grad_cam
+from .gradcam import by_gradient, by_positive_gradient, finer_cam, grad_cam
 from .library import explain_with
 
 DEFAULT = "gradcam"
@@ -70,9 +70,15 @@ def list_explainers() -> list[str]:
 
 
 register_explainer(DEFAULT, "Grad-CAM", lambda net, image, mask, features: grad_cam(net, features))
-register_explainer("hirescam", "HiResCAM", explain_with("HiResCAM"))
-register_explainer("layercam", "LayerCAM", explain_with("LayerCAM"))
-register_explainer("layercam-finer", "LayerCAM, one block earlier", explain_with("LayerCAM", "finer_block"))
+register_explainer("hirescam", "HiResCAM", lambda net, image, mask, features: grad_cam(net, features, by_gradient))
+register_explainer(
+    "layercam", "LayerCAM", lambda net, image, mask, features: grad_cam(net, features, by_positive_gradient)
+)
+register_explainer(
+    "layercam-finer",
+    "LayerCAM, one block earlier",
+    lambda net, image, mask, features: finer_cam(net, image, mask, by_positive_gradient),
+)
 register_explainer("gradcam++", "Grad-CAM++", explain_with("GradCAMPlusPlus"))
 register_explainer("eigencam", "Eigen-CAM", explain_with("EigenCAM"))
 register_explainer("scorecam", "Score-CAM", explain_with("ScoreCAM"), slow=True)

@@ -58,14 +58,12 @@ def _steps(batches: range) -> Iterator[int]:
         report((done + 1) / len(batches))
 
 
-def explain_with(method: str, layer: str = "last_block") -> Callable:
-    """An explainer's function that uses the class `method` of pytorch_grad_cam at the module `net.<layer>`."""
-    return partial(_explain, method, layer)
+def explain_with(method: str) -> Callable:
+    """An explainer's function that uses the class `method` of pytorch_grad_cam at the last block."""
+    return partial(_explain, method)
 
 
-def _explain(
-    method: str, layer: str, net: nn.Module, image: Tensor, mask: Tensor, features: Tensor
-) -> tuple[Tensor, Tensor]:
+def _explain(method: str, net: nn.Module, image: Tensor, mask: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     import pytorch_grad_cam  # not before: it takes seconds, and the default does without
     from pytorch_grad_cam import score_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -82,7 +80,7 @@ def _explain(
     with torch.inference_mode(False), torch.enable_grad():
         image = image.clone().requires_grad_()
         model = AskedOnce(BindMask(net, mask.clone()), anew=1)  # the picture itself, whose features the hooks must see
-        cam = Raw(model, [getattr(net, layer)])
+        cam = Raw(model, [net.last_block])
         maps, classes = [], 1
         try:
             while len(maps) < classes:
