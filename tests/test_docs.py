@@ -173,6 +173,20 @@ def test_what_is_said_of_agreement_is_in_the_evidence():
     assert f"they were right in {right['external'][1]} ({right['test'][1]})" in folded(CARD)
 
 
+def test_what_is_said_of_explainers_is_in_the_evidence():
+    found = result("evidence")["explainers"]
+    networks = [model["explainers"] for model in found["models"].values()]
+
+    def span(explainer: str, measure: str) -> str:
+        values = [network[explainer][measure]["value"] for network in networks]
+        return f"{min(values):.2f} to {max(values):.2f}"
+
+    ours, grad_cam = (span(name, "deletion") for name in ("integratedgradients", "gradcam"))
+    said = f"(deletion {ours}; Grad-CAM {grad_cam}), and that is not the lesion"
+    assert f"{said} (enrichment {span('integratedgradients', 'enrichment')})" in folded(README)
+    assert f"`--explained {found['n']}`" in README
+
+
 def test_what_is_said_of_calibration_is_in_the_evidence():
     models = [model["calibration"] for model in result("evidence")["models"].values()]
     errors = {split: sorted(model[split]["after"]["ece"] for model in models) for split in ("test", "external")}
