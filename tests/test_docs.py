@@ -193,6 +193,10 @@ def test_what_is_said_of_calibration_is_in_the_evidence():
     home, away = (f"{found[0]:.2f} to {found[-1]:.2f}" for found in errors.values())
     assert f"error on test {home}" in folded(README) and f"external {away}, of the best network" in folded(README)
     assert f"best network {errors['external'][0]:.3f}" in folded(README)
+    raw = {split: sorted(model[split]["before"]["ece"] for model in models) for split in errors}
+    test, external = (f"{found[0]:.2f} to {found[-1]:.2f}" for found in raw.values())
+    assert f"uncalibrated it is {test} and {external}." in folded(README)
+    assert f"uncalibrated {test})" in folded(CARD) and f"uncalibrated {external})" in folded(CARD)
     assert f"(ECE on test {home}" in folded(CARD) and f"(external ECE {away}" in folded(CARD)
 
 
@@ -293,7 +297,7 @@ def test_alexnets_tables_are_drawn_from_the_results():
     plain = results["compositions"]["one"]["alexnet"]
     accuracy = plain["one"]["accuracy"]
     said = f"one trial of {plain['epochs'][0]} epochs on a CPU (36 minutes, from the X-rays as they are), is right on "
-    assert f"{said}{100 * accuracy['value']:.1f} % ({between(accuracy)}) of the test X-rays" in folded(README)
+    assert f"{said}{100 * accuracy['value']:.1f} % ({between(accuracy)}; `--networks alexnet" in folded(README)
     better, worse = pairs["alexnet_attn2 - alexnet_attn1"], pairs["alexnet_attn3 - alexnet_attn2"]
     assert f"(by {100 * better['value']:.1f} points, {between(better)})" in folded(README)
     than_three = {end: -worse[other] for end, other in (("low", "high"), ("high", "low"))}
