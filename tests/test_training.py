@@ -1,5 +1,6 @@
 """prepare → segment → export → classify → export → evaluate on a few phantoms, and what must hold on the way."""
 
+import io
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -590,6 +592,21 @@ def test_the_broad_augmentation_without_its_draws_is_the_view(phantoms, tmp_path
         assert np.abs(crop(image[k, 0].numpy(), box[k].tolist(), 64) - out[k, 0].numpy()).mean() < 0.02, side
         expected = crop(mask[k, 0].numpy(), box[k].tolist(), 64) > 0.5
         assert (expected != (moved[k, 0].numpy() > 0)).mean() < 0.03
+
+
+@pytest.mark.parametrize("quality", [20, 50, 75, 95])
+def test_what_jpeg_loses_is_what_libjpeg_loses(quality):
+    """To the rounding of its whole numbers; a picture whose sides are no multiple of eight."""
+    y, x = np.mgrid[:203, :181] / 200
+    grain = np.random.default_rng(0).normal(0, 0.1, x.shape)
+    pixels = np.rint(255 * (0.5 + 0.3 * np.sin(20 * x * y) + grain).clip(0, 1)).astype(np.uint8)
+    Image.fromarray(pixels).save(file := io.BytesIO(), "JPEG", quality=quality)
+    theirs = np.asarray(Image.open(file)) / 255
+    image = torch.from_numpy(pixels.astype(np.float32) / 255)[None, None]
+    ours = broad.jpeg(image, torch.full((1, 1, 1, 1), float(quality)))[0, 0].numpy()
+    assert ours.shape == theirs.shape and ours.min() >= 0 and ours.max() <= 1
+    lost = np.abs(theirs - pixels / 255).mean()
+    assert np.abs(ours - theirs).mean() < 0.003 < lost
 
 
 @pytest.mark.parametrize("sees", ["lungs", "whole", "outside", "shape"])

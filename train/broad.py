@@ -1,7 +1,7 @@
 """The "broad" augmentation: a batch at a time, on the device that trains.
 
 No X-ray shall tell its hospital by its resolution, tone, grain, framing,
-markers or by whose annotators its mask follows. So all of these are drawn
+compression, markers or by whose annotators its mask follows. So all of these are drawn
 anew for every picture of a batch, in plain tensor operations: a GPU draws
 thousands a second, and no loader has to keep up with it.
 """
@@ -41,7 +41,8 @@ def broad(
     image = _other_tone(draw, image)
     image = _other_resolution(draw, image)
     image = _noisy(draw, image)
-    return image.clamp(0, 1), (mask > 0.5).float()
+    image = _compressed(draw, image.clamp(0, 1))
+    return image, (mask > 0.5).float()
 
 
 class _Draw:
@@ -130,6 +131,48 @@ def _noisy(draw: _Draw, image: Tensor) -> Tensor:
     coarse = F.interpolate(noise[..., ::2, ::2], image.shape[-2:], mode="bilinear")
     noise = torch.where(draw() < 0.3, coarse, noise)
     return image + draw.often(0.5) * draw(0, 0.1) * noise
+
+
+def _compressed(draw: _Draw, image: Tensor) -> Tensor:
+    """Half of the pictures as JPEG of quality 20 to 95 leaves them."""
+    return torch.where(draw.often(0.5) > 0, jpeg(image, draw(20, 95)), image)
+
+
+def jpeg(image: Tensor, quality: Tensor) -> Tensor:
+    """What JPEG loses of a grey picture: 8×8 blocks, their cosine transform rounded to its standard table's steps.
+
+    Args:
+        image: (B, 1, H, W) float in [0, 1].
+        quality: (B, 1, 1, 1) float, 1 to 100, as libjpeg counts it.
+
+    Returns:
+        (B, 1, H, W) float in [0, 1].
+    """
+    height, width = image.shape[-2:]
+    padded = F.pad(image * 255 - 128, (0, -width % 8, 0, -height % 8), mode="replicate")
+    blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # (B, 1, H / 8, W / 8, 8, 8)
+    scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
+    steps = (scale[..., None, None] * _STEPS.to(image.device) + 0.5).floor().clamp(1, 255)
+    cosines = _COSINES.to(image.device)
+    kept = (cosines @ blocks @ cosines.T / steps).round() * steps
+    blocks = cosines.T @ kept @ cosines
+    return ((blocks.transpose(3, 4).flatten(4).flatten(2, 3)[..., :height, :width] + 128) / 255).clamp(0, 1)
+
+
+_COSINES = torch.cos((2 * torch.arange(8.0) + 1) * torch.arange(8.0)[:, None] * math.pi / 16) / 2
+_COSINES[0] /= math.sqrt(2)
+_STEPS = torch.tensor(  # luminance, ITU-T T.81, table K.1
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ]
+)
 
 
 def shown(images: Tensor, masks: Tensor, sees: str) -> Tensor:
