@@ -19,6 +19,7 @@ from train.measures.calibration import RIGHT
 from ui import benchmark as page_benchmark
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAPERS, SPEED = ((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("papers", "speed"))
 CARD = (ROOT / "weights" / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
@@ -29,7 +30,7 @@ def result(name: str) -> dict:
 def test_tables_are_drawn_from_the_results():
     figures = evaluate.tables(result("evaluation"))
     assert figures in README and figures in CARD
-    assert benchmark.table(result("benchmark"), stages=False) in README
+    assert benchmark.table(result("benchmark"), stages=False) in SPEED
     assert benchmark.table(result("benchmark")) in (ROOT / "results" / "benchmark.md").read_text(encoding="utf-8")
     headline = evidence.headline(result("evidence"))
     assert headline in README and headline in CARD
@@ -111,7 +112,7 @@ def test_the_paper_compositions_external_figures_are_those_of_its_evidence():
 def test_the_papers_tables_are_drawn_from_the_results():
     results = result("paper/results")
     assert (ROOT / "results" / "paper" / "tables.md").read_text(encoding="utf-8") == tables.markdown(results)
-    assert tables.claims(results) in README
+    assert tables.claims(results) in PAPERS
     assert tables.verdicts(results) == results["verdicts"]
 
 
@@ -125,25 +126,25 @@ def test_what_is_said_of_a_last_layer_is_in_its_results():
         for composition, networks in result("alexnet/results")["compositions"].items()
     }
     shown, black = (found[composition]["one"]["accuracy"] for composition in ("one", "outside"))
-    assert f"right on {100 * shown['value']:.1f} % ({between(shown)}) of the same test X-rays" in folded(README)
+    assert f"right on {100 * shown['value']:.1f} % ({between(shown)}) of the same test X-rays" in folded(PAPERS)
     said = f"with the lungs blacked out still on {100 * black['value']:.1f} % ({between(black)})"
-    assert said in folded(README)
+    assert said in folded(PAPERS)
     several, external = found["several"]["several"], found["several"]["external"]
-    assert f"right on {100 * several['accuracy']['value']:.1f} % where both classes come from several" in folded(README)
-    assert f"finds {100 * external['sensitivity']['value']:.1f} % of the external COVID-19" in folded(README)
+    assert f"right on {100 * several['accuracy']['value']:.1f} % where both classes come from several" in folded(PAPERS)
+    assert f"finds {100 * external['sensitivity']['value']:.1f} % of the external COVID-19" in folded(PAPERS)
     normals = external["n"] - external["covid"]
-    assert f"specificity of {100 * external['specificity']['value']:.1f} % on {normals} normals" in folded(README)
+    assert f"specificity of {100 * external['specificity']['value']:.1f} % on {normals} normals" in folded(PAPERS)
 
 
 def test_what_is_said_of_guided_attention_is_in_its_results():
     rows = {(row["backbone"], row["stage"]): row for row in result("guided/results")}
     first, third = (rows["efficientnet_lite0", stage] for stage in ("I", "III"))
     said = f"right on {100 * first['test']['accuracy']['value']:.1f} % of {first['test']['n']} test X-rays"
-    assert said in folded(README) and f"all {first['films']:,} training X-rays" in folded(README)
+    assert said in folded(PAPERS) and f"all {first['films']:,} training X-rays" in folded(PAPERS)
     moved = third["attention"]["minus_stage_before"]
-    assert f"{100 * moved['in_lung']['value']:.0f} points more of the heatmap lie in the lungs" in folded(README)
+    assert f"{100 * moved['in_lung']['value']:.0f} points more of the heatmap lie in the lungs" in folded(PAPERS)
     less = {end: -moved["after"][other] for end, other in (("low", "high"), ("high", "low"))}
-    assert f"falls by {-100 * moved['after']['value']:.1f} points ({between(less)})" in folded(README)
+    assert f"falls by {-100 * moved['after']['value']:.1f} points ({between(less)})" in folded(PAPERS)
 
 
 def test_what_is_said_of_agreement_is_in_the_evidence():
@@ -216,7 +217,7 @@ def test_mask_attention_vanishes_in_small_pictures_as_the_readme_says():
 
 
 def test_the_pages_figures_are_drawn_from_the_results():
-    assert page_benchmark.table(result("page")) in README
+    assert page_benchmark.table(result("page")) in SPEED
 
 
 @pytest.mark.parametrize("name", ["", "paper-composition", "nih14", "covid"])
@@ -268,10 +269,11 @@ def options(module: str, capsys, monkeypatch) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("text", [README, CARD], ids=["README", "MODEL_CARD"])
-def test_commands_and_files_exist(text, capsys, monkeypatch):
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / link).exists() or (ROOT / "weights" / link).exists(), link
+@pytest.mark.parametrize("page", ["README.md", "weights/MODEL_CARD.md", "docs/papers.md", "docs/speed.md"])
+def test_commands_and_files_exist(page, capsys, monkeypatch):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), link
     for target in set(re.findall(r"make (\w+)", text)) & {"app", "test", "clean"}:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     known = set()
@@ -290,15 +292,15 @@ def test_alexnets_tables_are_drawn_from_the_results():
     assert (ROOT / "results" / "alexnet" / "tables.md").read_text(encoding="utf-8") == alexnet.markdown(results)
     attended, pairs = results["compositions"]["one"]["alexnet_attn2"], results["pairs"]["one"]
     one, several = (attended[place]["accuracy"] for place in ("one", "several"))
-    assert f"right on {100 * one['value']:.1f} % ({between(one)};" in folded(README)
-    assert f"are right on {100 * several['value']:.1f} %, and" in folded(README)
-    for text, said in ((README, "they find {:.1f} %"), (CARD, "it finds {:.0f} % of COVID-19")):
+    assert f"right on {100 * one['value']:.1f} % ({between(one)};" in folded(PAPERS)
+    assert f"are right on {100 * several['value']:.1f} %, and" in folded(PAPERS)
+    for text, said in ((PAPERS, "they find {:.1f} %"), (CARD, "it finds {:.0f} % of COVID-19")):
         assert said.format(100 * attended["external"]["sensitivity"]["value"]) in folded(text)
     plain = results["compositions"]["one"]["alexnet"]
     accuracy = plain["one"]["accuracy"]
     said = f"one trial of {plain['epochs'][0]} epochs on a CPU (36 minutes, from the X-rays as they are), is right on "
-    assert f"{said}{100 * accuracy['value']:.1f} % ({between(accuracy)}; `--networks alexnet" in folded(README)
+    assert f"{said}{100 * accuracy['value']:.1f} % ({between(accuracy)}; `--networks alexnet" in folded(PAPERS)
     better, worse = pairs["alexnet_attn2 - alexnet_attn1"], pairs["alexnet_attn3 - alexnet_attn2"]
-    assert f"(by {100 * better['value']:.1f} points, {between(better)})" in folded(README)
+    assert f"(by {100 * better['value']:.1f} points, {between(better)})" in folded(PAPERS)
     than_three = {end: -worse[other] for end, other in (("low", "high"), ("high", "low"))}
-    assert f"(by {-100 * worse['value']:.1f}, {between(than_three)})" in folded(README)
+    assert f"(by {-100 * worse['value']:.1f}, {between(than_three)})" in folded(PAPERS)

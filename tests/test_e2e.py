@@ -226,4 +226,4 @@ def test_the_recorded_tables_are_drawn_from_their_results():
     folder = ROOT / "results" / "e2e"
     figures = verb.markdown(json.loads((folder / "results.json").read_text(encoding="utf-8")))
     assert (folder / "tables.md").read_text(encoding="utf-8") == figures
-    assert figures in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert figures in (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")

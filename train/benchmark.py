@@ -4,7 +4,7 @@
     python -m train.benchmark films                  # of these, many films alone: stages, growth, starts; --long: more
     python -m train.benchmark engines                # an archive by this machine alone and by Ray, some minutes
     python -m train.benchmark training --data DATA   # what loading and augmenting leave of the training speed
-    python -m train.benchmark --record               # also into the README
+    python -m train.benchmark --record               # also into docs/speed.md
 
 The classifiers have random weights, which cost the same time as trained ones.
 All figures of one run are measured in turn on the same machine, in pairs, so
@@ -246,7 +246,7 @@ def main() -> None:
     p.add_argument("--batch", type=int, default=32, help="pictures a step (training)")
     p.add_argument("--steps", type=int, default=10, help="steps a timing (training)")
     p.add_argument("--out", default="results", type=Path)
-    p.add_argument("--record", action="store_true", help="write the figures into the README")
+    p.add_argument("--record", action="store_true", help="write the figures into docs/speed.md")
     args = p.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     machine = {
@@ -268,7 +268,7 @@ def main() -> None:
     report = f"# Speed\n\nWritten by `python -m train.benchmark`.\n\n{table(results)}"
     (args.out / "benchmark.md").write_text(report, encoding="utf-8")
     if args.record:
-        write_between(Path("README.md"), "benchmark", table(results, stages=False))
+        write_between(Path("docs/speed.md"), "benchmark", table(results, stages=False))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from . import broad, run_verb
 from .classify import class_loss, figures, predict
 from .data import LungPictures, Pictures, draw_weights, predicted_lungs
 from .engine import device_of, fit, memory_format
-from .measures.markdown import percent, table, write_between
+from .measures.markdown import percent, table, write_among_papers
 from .measures.statistics import bootstrap_weights, group_means, interval
 from .recipe import Recipe, Run, add_run_options, run_from, setting
 from .segment import convention, dice_loss, intersection_over_union
@@ -370,7 +370,9 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--trials", type=int, default=3, help="seeds of each arm, from 0")
     p.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what to train; both are needed to compare")
     p.add_argument("--test", type=int, default=0, help="films to test on; 0: all")
-    p.add_argument("--record", type=Path, metavar="DIR", help="write the tables there too, and into its README")
+    p.add_argument(
+        "--record", type=Path, metavar="DIR", help="write the tables there too: results/e2e also into docs/papers.md"
+    )
     add_run_options(p)
     group = p.add_argument_group("recipe", "of both arms alike")
     for f in fields(EndToEndRecipe):
@@ -408,8 +410,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         (folder / "tables.md").write_text(markdown(results), encoding="utf-8")
-    if args.record and (readme := args.record.parent.with_name("README.md")).exists():
-        write_between(readme, "e2e", markdown(results))
+    if args.record:
+        write_among_papers(args.record, "e2e", markdown(results))
     print(markdown(results))
 
 

@@ -38,7 +38,7 @@ from .engine import device_of
 from .measures.classification import read_test
 from .measures.heatmaps import heatmap, in_lung
 from .measures.localisation import localise, read_lesions
-from .measures.markdown import number, percent, table, write_between
+from .measures.markdown import number, percent, table, write_among_papers
 from .measures.statistics import bootstrap_weights, even_sample, mean, proportion
 from .measures.study import NotMeasured
 from .recipe import Run, add_options, add_run_options, recipe_from, run_from
@@ -250,7 +250,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def headline(rows: list[dict]) -> str:
-    """The README's table: accuracy of each stage, and where its heatmaps lie."""
+    """The table of docs/papers.md: accuracy of each stage, and where its heatmaps lie."""
     cells = []
     for row in rows:
         a = row["attention"]
@@ -262,7 +262,7 @@ def headline(rows: list[dict]) -> str:
 
 
 def report(rows: list[dict], folder: Path) -> None:
-    """Write results.json, tables.md and the README's table; other trainings that `folder` holds stay in them."""
+    """Write results.json, tables.md and the table of docs/papers.md; what else `folder` holds of trainings stays."""
     path = folder / "results.json"
     new = {row_key(row) for row in rows}
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -270,9 +270,7 @@ def report(rows: list[dict], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (folder / "tables.md").write_text(markdown(rows), encoding="utf-8")
-    readme = folder.parent.with_name("README.md")
-    if readme.exists():
-        write_between(readme, "guided", headline(rows))
+    write_among_papers(folder, "guided", headline(rows))
 
 
 def main() -> None:

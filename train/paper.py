@@ -46,7 +46,7 @@ from .benchmark import benchmark_mask_attention
 from .complexity import last_map, table_3
 from .data import lung_pictures, read_index, split_by_image
 from .engine import device_of
-from .measures.markdown import write_between
+from .measures.markdown import write_among_papers
 from .measures.segmentation import measure_masks
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 from .record import read_runs, tested_rows, write_runs
@@ -199,7 +199,7 @@ def main() -> None:
         "--record",
         type=Path,
         metavar="DIR",
-        help="copy what shows no X-ray there: results/paper, with the README's table",
+        help="copy what shows no X-ray there: results/paper, which also fills the table of docs/papers.md",
     )
     add_run_options(p)
     add_options(p, "classify", leave_out=("task", "model", "split", "seed", "width", "conventions"))
@@ -231,9 +231,7 @@ def main() -> None:
         figures.validation_curves(runs, folder / "fig10.png")
     if args.record:
         write_runs(args.record / "runs.json", runs, tested)
-        readme = args.record.parent.with_name("README.md")
-        if readme.exists():
-            write_between(readme, "paper", tables.claims(results))
+        write_among_papers(args.record, "paper", tables.claims(results))
     for path in figures.heatmaps(out, [each for each in runs if "load" in each]):
         print(f"{path} shows X-rays: do not publish it unless their licences allow it")
     print(tables.markdown(results))

@@ -2,7 +2,7 @@
 
     python -m ui.benchmark             # ten to fifteen minutes, most of them for an archive of 500 X-rays
     python -m ui.benchmark --users 0 --files 0    # one reader alone, and how smoothly the viewer moves: two minutes
-    python -m ui.benchmark --record    # also into the README
+    python -m ui.benchmark --record    # also into docs/speed.md
     python -m ui.benchmark load        # 16 people for ten minutes, beside an archive of 500 X-rays
 
 Serves the page on a free port and drives it as people would: a browser that
@@ -351,7 +351,7 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=120)
     p.add_argument("--files", type=int, default=500, help="X-rays in the archive; 0 as above")
     p.add_argument("--out", default=ROOT / "results", type=Path)
-    p.add_argument("--record", action="store_true", help="write the figures into the README")
+    p.add_argument("--record", action="store_true", help="write the figures into docs/speed.md")
     args = p.parse_args()
     shipped = tuple(name for name in list_models() if name in read_manifest(args.weights))
     path, machine = args.out / "page.json", f"{os.cpu_count()} CPU cores ({processor()})"
@@ -365,7 +365,7 @@ def main() -> None:
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
     if args.record:
-        write_between(ROOT / "README.md", "page", table(results))
+        write_between(ROOT / "docs" / "speed.md", "page", table(results))
 
 
 def _load(args: argparse.Namespace, shipped: Sequence[str]) -> dict:

@@ -32,6 +32,13 @@ def write_between(path: Path, name: str, text: str) -> None:
     path.write_text(re.sub(f"(?s){begin}.*?{end}", lambda _: begin + text + end, before), encoding="utf-8")
 
 
+def write_among_papers(folder: Path, name: str, text: str) -> None:
+    """The same in docs/papers.md, for results/NAME of a checkout; elsewhere there is no such page, and none is made."""
+    page = folder.parent.with_name("docs") / "papers.md"
+    if page.exists():
+        write_between(page, name, text)
+
+
 def compared(what: str, runs: list[tuple[str, str, dict, dict]]) -> list[str]:
     """A table of (label, network, test figures, external figures); the mean is over the external groups shown."""
     groups = [group for group in ("COVID-19", "tuberculosis", "adult normals") if all(group in r[3] for r in runs)]
