@@ -665,6 +665,12 @@ def test_broad_trainings_run_and_are_exported(phantoms, run, tmp_path):
     assert entry["training"]["departures_from_paper"]["augment"] == {"paper": "paper", "here": "broad"}
     assert sum(entry["training"]["pictures"].values()) == 16, "the partial label counts"
     assert json.loads((tmp_path / "nih" / "result.json").read_text())["validation"]["auroc"] >= 0
+    assert "before" not in entry["training"]
+    result = json.loads((tmp_path / "broad" / "result.json").read_text())
+    result["settings"]["init"] = str(weights / entry["file"])
+    (tmp_path / "broad" / "result.json").write_text(json.dumps(result))
+    run(export, "--run", tmp_path / "broad", "--weights", weights)
+    assert read_manifest(weights)["efficientnet_lite0"]["training"]["before"] == entry["training"]
 
 
 def test_patients_do_not_cross_splits(index):
