@@ -1,5 +1,6 @@
 """prepare → segment → export → classify → export → evaluate on a few phantoms, and what must hold on the way."""
 
+import ctypes
 import io
 import json
 import os
@@ -671,6 +672,27 @@ def test_broad_trainings_run_and_are_exported(phantoms, run, tmp_path):
     (tmp_path / "broad" / "result.json").write_text(json.dumps(result))
     run(export, "--run", tmp_path / "broad", "--weights", weights)
     assert read_manifest(weights)["efficientnet_lite0"]["training"]["before"] == entry["training"]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+def test_memory_that_a_step_frees_is_there_for_the_next():
+    """Counted in a process of its own: how many pages the kernel has to clear for blocks of 64 MiB that come and go."""
+    count = """
+import resource, torch
+from train.engine import keep_freed_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def cleared():
+    before = faults()
+    for _ in range(5):
+        torch.zeros(64, 2**18)
+    return faults() - before
+as_usual = cleared()
+keep_freed_memory(torch.device("cpu"))
+print(as_usual, min(cleared() for _ in range(4)))
+"""
+    told = subprocess.run([sys.executable, "-c", count], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    as_usual, kept = map(int, told.split())
+    assert as_usual > 1000 and kept < as_usual / 10
 
 
 def test_patients_do_not_cross_splits(index):

@@ -36,7 +36,7 @@ from . import run_verb
 from .augment import augmentation
 from .classify import class_loss
 from .data import lung_pictures
-from .engine import autocast, device_of
+from .engine import autocast, device_of, keep_freed_memory
 from .measures import speed
 from .measures.markdown import write_between
 from .recipe import Recipe, Run
@@ -132,6 +132,7 @@ def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
     for net in nets.values():
         net.eval()
     out[f"{backbone}: inference, MA (a) over plain (b)"] = paired(*(infer(n) for n in nets), runs, "inference")
+    keep_freed_memory(device)
     for net in nets.values():
         net.train()
     out[f"{backbone}: training step, MA (a) over plain (b)"] = paired(
@@ -148,6 +149,7 @@ def benchmark_training(recipe: Recipe, run: Run, steps: int, rounds: int = 3) ->
     device = device_of(run)
     bf16 = autocast(recipe, device)
     net = create_classifier(recipe.model).to(device, memory_format=torch.channels_last).train()
+    keep_freed_memory(device)
     optimizer = torch.optim.SGD(net.parameters(), recipe.lr, 0.9)
     dataset = lung_pictures(recipe, run, "train", task=MANET, augment=augmentation(30, True, recipe.augment))
     loader = DataLoader(

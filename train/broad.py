@@ -80,12 +80,11 @@ def _placement(draw: _Draw, boxes: Tensor) -> Tensor:
 def _other_rim(draw: _Draw, mask: Tensor) -> Tensor:
     """Masks with a rim of up to 3 % of the side more or less, half of them as they are."""
     radius = max(1, round(0.03 * mask.shape[-1]))
-    few = max(1, radius // 2)
-    choice = draw()
-    for low, r in ((0.0, radius), (0.125, few)):
-        more, less = _highest(mask, r), -_highest(-mask, r)
-        mask = torch.where((choice >= low) & (choice < low + 0.125), more, mask)
-        mask = torch.where((choice >= low + 0.25) & (choice < low + 0.375), less, mask)
+    choice = draw().flatten()
+    for step, r in enumerate((radius, max(1, radius // 2))):
+        for low, sign in ((0.125 * step, 1), (0.25 + 0.125 * step, -1)):  # more of it, less of it
+            here = ((choice >= low) & (choice < low + 0.125)).nonzero()[:, 0]
+            mask = mask.index_copy(0, here, sign * _highest(sign * mask[here], r))
     return mask
 
 
