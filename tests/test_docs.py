@@ -174,6 +174,17 @@ def test_what_is_said_of_agreement_is_in_the_evidence():
     assert f"they were right in {right['external'][1]} ({right['test'][1]})" in folded(CARD)
 
 
+def test_the_readme_begins_with_what_to_expect_elsewhere():
+    evidence = result("evidence")
+    found = evidence["agreement"]["manet"]["external"]
+    right = found["groups"]["claimed"]["accuracy"]["value"]
+    said = f"a class is named for {found['share_claimed']:.0%} of the films, and rightly in {right:.0%} of these"
+    assert said.replace("%", " %") in folded(README)
+    tuberculosis = [model["external"]["tuberculosis"]["all"]["sensitivity"] for model in evidence["models"].values()]
+    low, high = (100 * end([figure["value"] for figure in tuberculosis]) for end in (min, max))
+    assert f"Most tuberculosis there is missed (single networks find {low:.0f} to {high:.0f} %)" in folded(README)
+
+
 def test_what_is_said_of_explainers_is_in_the_evidence():
     found = result("evidence")["explainers"]
     networks = [model["explainers"] for model in found["models"].values()]
