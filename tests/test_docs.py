@@ -4,16 +4,19 @@ import importlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 from PIL import Image
 
-from manet_core import create_classifier
+from manet_core import create_classifier, explain, tasks
+from manet_core.networks import registry
 from manet_core.phantom import phantom
 from manet_core.weights import read_manifest
-from train import alexnet, benchmark, evaluate, evidence, tables
+from train import alexnet, benchmark, evaluate, evidence, sources, tables
 from train.complexity import last_map
 from train.measures.calibration import RIGHT
 from ui import benchmark as page_benchmark
@@ -264,6 +267,27 @@ def test_the_readmes_python_example_runs(tmp_path, monkeypatch, weights):
     assert names["a"].mask.shape == (256, 256)
 
 
+def test_the_examples_of_extending_run(monkeypatch, weights):
+    """Each from outside, in the order of the page; what they register is there for what uses the registries."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for module, name in ((registry, "_NETWORKS"), (explain, "_EXPLAINERS"), (tasks, "_TASKS"), (sources, "_SOURCES")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    monkeypatch.chdir(weights.parent)
+    names = {"__name__": "example"}
+    for example in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(example, names)
+    image, mask = torch.rand(2, 1, 64, 64), torch.ones(2, 1, 64, 64)
+    for model in ("small", "small_ma", "small_nma", "small_cbam"):
+        net = create_classifier(model).eval()
+        assert net(image, mask).shape == (2, 5)
+        assert [m.shape[-1] for m in net.attention_maps(mask)] == [32, 16, 8] * model.endswith("ma")
+    reading = names["analysis"].readings["efficientnet_lite0"]
+    assert reading.native == (224, 224) and all(peak > 0 for peak in reading.peaks.values())
+    assert tasks.get_task("infection").target("Viral pneumonia").tolist() == [0, 1]
+    (film,) = sources.get_source("clinic").find([Path("covid/p1-2.png"), Path("covid/masks/p1-2.png")])
+    assert (film.label, film.patient) == ("COVID-19", "p1")
+
+
 def options(module: str, capsys, monkeypatch) -> set[str]:
     """All options of `python -m module` and of its verbs, if it has any."""
     verb = importlib.import_module(f"{module}.__main__" if module == "manet_core" else module)
@@ -280,7 +304,9 @@ def options(module: str, capsys, monkeypatch) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", ["README.md", "weights/MODEL_CARD.md", "docs/papers.md", "docs/speed.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "weights/MODEL_CARD.md", "docs/papers.md", "docs/speed.md", "docs/extending.md"]
+)
 def test_commands_and_files_exist(page, capsys, monkeypatch):
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
