@@ -98,6 +98,11 @@ def test_the_card_tells_what_the_controls_are_worth():
     less = controls["outside"]["minus_lungs"]["external_groups"]
     worse, low, high = (-100 * less[bound] for bound in ("value", "high", "low"))
     assert f"{worse:.1f} points worse (mean over classes and sources, 95 % CI {low:.1f} to {high:.1f})" in folded(CARD)
+    said = f"there it is {worse:.1f} points worse ({low:.1f} to {high:.1f}; mean over classes and sources)"
+    assert said in folded(README)
+    blind, seeing = (controls[sees]["external"]["tuberculosis"]["all"]["sensitivity"] for sees in ("outside", "lungs"))
+    said = f"finds {blind['value']:.0%} of tuberculosis instead of {seeing['value']:.0%}".replace("%", " %")
+    assert said in folded(CARD)
 
 
 def test_the_paper_compositions_external_figures_are_those_of_its_evidence():

@@ -575,6 +575,16 @@ def test_the_share_that_needs_no_lungs_is_counted_above_chance():
     assert controls.share_without_lungs(both).endswith("not measured.")
 
 
+def test_controls_of_another_recipe_are_not_kept_beside_new_ones():
+    recorded = {
+        sees: {"settings": {"model": "vgg16", "epochs": epochs, "sees": sees}}
+        for sees, epochs in (("lungs", 16), ("shape", 16), ("whole", 20))
+    }
+    found = {"outside": {"settings": {"model": "vgg16", "epochs": 20, "sees": "outside"}}}
+    assert controls.by_their_recipe(recorded, found) == {"whole": recorded["whole"]}
+    assert controls.by_their_recipe(recorded, {}) == {}
+
+
 def test_controls_are_averaged_over_seeds_and_compared_with_the_lungs():
     label = ["Normal", "COVID-19"] * 50
     truth = np.array([0, 1] * 50)

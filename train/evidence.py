@@ -94,7 +94,8 @@ def measure(study: Study, evidence: dict, section: str, keep: Callable[[], None]
     for name in [None] if whole else study.entries:
         try:
             if whole:
-                evidence[section] = evidence.get(section, {}) | OF_ALL[section].measure(study)
+                found, kept = OF_ALL[section].measure(study), evidence.get(section, {})
+                evidence[section] = (controls.by_their_recipe(kept, found) if section == "controls" else kept) | found
                 if section in OF_NETWORKS:
                     of = {model: figures["sha256"] for model, figures in evidence["models"].items()}
                     evidence.setdefault("measured_of", {})[section] = of

@@ -150,6 +150,16 @@ def measure(study: Study) -> dict:
     return compare(runs)
 
 
+def by_their_recipe(recorded: dict, found: dict) -> dict:
+    """Those of `recorded` that were trained as `found`, but for what they see: others cannot stand beside them."""
+
+    def of(control: dict) -> dict:
+        return control["settings"] | {"sees": ""}
+
+    recipes = [of(control) for control in found.values()]
+    return {sees: control for sees, control in recorded.items() if of(control) in recipes}
+
+
 def share_without_lungs(controls: dict) -> str:
     """The share of the accuracy that needs no lung tissue, in a sentence."""
     if not {"lungs", "outside"} <= controls.keys():
