@@ -372,7 +372,9 @@ def test_without_alpha_and_mask_stage_three_is_stage_two_to_the_digit(data, tmp_
 
 
 def test_frozen_features_are_computed_once_and_gone_on_with(data, tmp_path):
-    recipe = GuidedRecipe(**vars(RECIPES["classify"]["guided"]) | dict(size=64, model="efficientnet_lite0_guided"))
+    recipe = GuidedRecipe(
+        **vars(RECIPES["classify"]["guided"]) | dict(size=64, precision="no", model="efficientnet_lite0_guided")
+    )
     place = Run(str(data), cache=str(tmp_path), weights=str(data / "weights"), device="cpu")
     net, dataset = stages.fresh_network(recipe).eval(), stages.xrays(recipe, place, "val")
     found = stages.frozen_features(recipe, place, net, dataset, "val")
