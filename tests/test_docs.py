@@ -155,6 +155,15 @@ def test_what_is_said_of_guided_attention_is_in_its_results():
     assert f"falls by {-100 * moved['after']['value']:.1f} points ({between(less)})" in folded(PAPERS)
 
 
+def test_what_is_said_of_training_end_to_end_is_in_its_results():
+    gained = result("e2e/results")["differences"]
+    accuracy, iou = gained["accuracy"], gained["iou"]
+    said = f"no difference in accuracy can be seen: {100 * accuracy['value']:.1f} points ({between(accuracy)})"
+    assert said in folded(PAPERS) and accuracy["low"] < 0 < accuracy["high"]
+    less = {end: -iou[other] for end, other in (("low", "high"), ("high", "low"))}
+    assert f"IoU falls by {-100 * iou['value']:.1f} points ({between(less)})" in folded(PAPERS)
+
+
 def test_what_is_said_of_agreement_is_in_the_evidence():
     found = result("evidence")["agreement"]["manet"]["external"]
     groups, wrong = found["groups"], found["claims"]["COVID-19"]
