@@ -674,7 +674,9 @@ def test_broad_trainings_run_and_are_exported(phantoms, run, tmp_path):
     assert read_manifest(weights)["efficientnet_lite0"]["training"]["before"] == entry["training"]
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc"
+)
 def test_memory_that_a_step_frees_is_there_for_the_next():
     """Counted in a process of its own: how many pages the kernel has to clear for blocks of 64 MiB that come and go."""
     count = """
