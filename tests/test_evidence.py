@@ -581,8 +581,8 @@ def test_controls_of_another_recipe_are_not_kept_beside_new_ones():
         for sees, epochs in (("lungs", 16), ("shape", 16), ("whole", 20))
     }
     found = {"outside": {"settings": {"model": "vgg16", "epochs": 20, "sees": "outside"}}}
-    assert controls.by_their_recipe(recorded, found) == {"whole": recorded["whole"]}
-    assert controls.by_their_recipe(recorded, {}) == {}
+    assert controls.merged(recorded, found) == {"whole": recorded["whole"]} | found
+    assert controls.merged(recorded, {}) == {}
 
 
 def test_controls_are_averaged_over_seeds_and_compared_with_the_lungs():

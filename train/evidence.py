@@ -26,6 +26,7 @@ and are averaged over seeds:
 import json
 import time
 from collections.abc import Callable
+from operator import or_
 from pathlib import Path
 from types import ModuleType
 
@@ -94,8 +95,8 @@ def measure(study: Study, evidence: dict, section: str, keep: Callable[[], None]
     for name in [None] if whole else study.entries:
         try:
             if whole:
-                found, kept = OF_ALL[section].measure(study), evidence.get(section, {})
-                evidence[section] = (controls.by_their_recipe(kept, found) if section == "controls" else kept) | found
+                merged = getattr(OF_ALL[section], "merged", or_)
+                evidence[section] = merged(evidence.get(section, {}), OF_ALL[section].measure(study))
                 if section in OF_NETWORKS:
                     of = {model: figures["sha256"] for model, figures in evidence["models"].items()}
                     evidence.setdefault("measured_of", {})[section] = of

@@ -143,15 +143,14 @@ def main() -> None:
     tag = args.tag if args.tag is not None else "" if manifest.name == MANIFEST else manifest.stem
     file = manifest.with_name(f"{tag}.{name}.safetensors".removeprefix("."))
     models = read_manifest(manifest) if manifest.exists() else {}
-    before = models.get(name) if recipe.init and Path(recipe.init).is_file() else None
-    if before and sha256(Path(recipe.init)) != before["sha256"]:
-        before = None
+    start = sha256(Path(recipe.init)) if recipe.init and Path(recipe.init).is_file() else None
+    before = models.get(name, {})
     # Running statistics stay float32: they are few, and a tiny variance would be lost in fp16.
     state = load_file(args.run / "best.safetensors")
     state = {k: v.half() if v.dtype == torch.float32 and "running_" not in k else v for k, v in state.items()}
     save_file(state, file)
     models[name] = entry(args.run, file)
-    if before:  # it went on from the weights that it replaces
+    if start and start == before.get("sha256"):  # it went on from the weights that it replaces
         models[name]["training"]["before"] = before["training"]
     write_manifest(manifest, models)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, sha256 {models[name]['sha256'][:12]}…")

@@ -150,14 +150,14 @@ def measure(study: Study) -> dict:
     return compare(runs)
 
 
-def by_their_recipe(recorded: dict, found: dict) -> dict:
-    """Those of `recorded` that were trained as `found`, but for what they see: others cannot stand beside them."""
+def merged(recorded: dict, found: dict) -> dict:
+    """`found`, and those of `recorded` that were trained alike but for what they see: others cannot stand beside it."""
 
     def of(control: dict) -> dict:
         return control["settings"] | {"sees": ""}
 
     recipes = [of(control) for control in found.values()]
-    return {sees: control for sees, control in recorded.items() if of(control) in recipes}
+    return {sees: control for sees, control in recorded.items() if of(control) in recipes} | found
 
 
 def share_without_lungs(controls: dict) -> str:
