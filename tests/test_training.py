@@ -697,6 +697,24 @@ print(as_usual, min(cleared() for _ in range(4)))
     assert as_usual > 1000 and kept < as_usual / 10
 
 
+@pytest.mark.parametrize(
+    "kernel, stride, channels, kept", [(5, 1, 1, True), (3, 2, 1, True), (3, 1, 1, False), (5, 1, 8, False)]
+)
+def test_depthwise_convolutions_that_bf16_slows_down_train_in_float32(kernel, stride, channels, kept):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8 // channels)
+    image = torch.randn(2, 8, 9, 9)
+    exact = layer(image).bfloat16()
+    with engine.training_precision(True, torch.device("cpu")):
+        found = layer(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = layer(image)
+    assert found.dtype == torch.bfloat16 and not torch.equal(exact, usual)
+    assert torch.equal(found, exact if kept else usual)
+    with engine.training_precision(False, torch.device("cpu")):
+        assert layer(image).dtype == torch.float32
+
+
 def test_patients_do_not_cross_splits(index):
     splits = index.groupby("patient").split.nunique()
     assert (splits == 1).all()

@@ -36,7 +36,7 @@ from . import run_verb
 from .augment import augmentation
 from .classify import class_loss
 from .data import lung_pictures
-from .engine import autocast, device_of, keep_freed_memory
+from .engine import autocast, device_of, keep_freed_memory, training_precision
 from .measures import speed
 from .measures.markdown import write_between
 from .recipe import Recipe, Run
@@ -120,7 +120,7 @@ def benchmark_mask_attention(backbone: str, runs: int, size: int = 224) -> dict:
 
     def step(name: str) -> Callable:
         def run() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with training_precision(bf16, device):
                 loss = F.cross_entropy(nets[name](image, mask).float(), label)
             loss.backward()
             optimizers[name].step()
@@ -158,7 +158,7 @@ def benchmark_training(recipe: Recipe, run: Run, steps: int, rounds: int = 3) ->
 
     def step(batch: tuple) -> None:
         image, mask, target = (part.to(device, non_blocking=True) for part in batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with training_precision(bf16, device):
             loss = class_loss(net(image.to(memory_format=torch.channels_last), mask), target, MANET)
         loss.backward()
         optimizer.step()

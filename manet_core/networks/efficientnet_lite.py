@@ -7,7 +7,6 @@ same logits in both.
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,23 +25,9 @@ STAGES = [
 ]
 
 
-class DepthwiseConv2d(nn.Conv2d):
-    """One kernel a channel.
-
-    On a CPU under bf16 autocast, 5×5 and strided kernels run in float32: the
-    backward pass of their bf16 version is up to nine times slower there.
-    """
-
-    def __init__(self, channels: int, kernel: int, stride: int):
-        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        slow = self.training and x.device.type == "cpu" and (self.kernel_size[0] > 3 or self.stride[0] > 1)
-        if slow and torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float()).to(dtype)
-        return super().forward(x)
+def depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    """A convolution with one kernel a channel."""
+    return nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
 
 
 class DepthwiseSeparable(nn.Module):
@@ -50,7 +35,7 @@ class DepthwiseSeparable(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, attention: str):
         super().__init__()
-        self.conv_dw = DepthwiseConv2d(inputs, kernel, stride)
+        self.conv_dw = depthwise(inputs, kernel, stride)
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv_pw = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
@@ -73,7 +58,7 @@ class InvertedResidual(nn.Module):
         hidden = inputs * expansion
         self.conv_pw = nn.Conv2d(inputs, hidden, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)
-        self.conv_dw = DepthwiseConv2d(hidden, kernel, stride)
+        self.conv_dw = depthwise(hidden, kernel, stride)
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv_pwl = nn.Conv2d(hidden, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
