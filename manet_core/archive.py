@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .pipeline import NO_READING, Analysis, Pipeline, sentence
-from .sources import read_film
+from .pipeline import NO_READING, SEGMENTER, Analysis, Pipeline, sentence
+from .sources import FetchError, read_film
 from .table import claim_text
+from .weights import identity
 
 ROWS, MASKS, HEATMAPS = "rows", "masks", "heatmaps"  # folders of parts
 SCHEMAS = {
@@ -90,14 +91,26 @@ class Job:
 
 @dataclass
 class Part:
-    """The X-rays of a part so far, and their rows in each folder."""
+    """The X-rays of a part so far, and their rows in each folder.
+
+    Attributes:
+        names: of the X-rays that need not be asked for again.
+        failed: how many could not be read.
+        unfetched: how many of these their store did not give; they have no name and no row here.
+        tables: {folder: rows}.
+    """
 
     names: list[str] = field(default_factory=list)
     failed: int = 0
+    unfetched: int = 0
     tables: dict[str, list[dict]] = field(default_factory=lambda: {kind: [] for kind in SCHEMAS})
 
     def add(self, job: Job, hashes: dict[str, str], name: str, found: Analysis | Exception) -> None:
         """Add what is known of an X-ray."""
+        if isinstance(found, FetchError):
+            self.failed += 1
+            self.unfetched += 1
+            return
         name = text(name)
         self.names.append(name)
         if isinstance(found, Exception):
@@ -112,7 +125,9 @@ class Part:
             self.tables[HEATMAPS] += _heatmaps(name, found)
 
     def save(self, job: Job) -> None:
-        """Write the part; the rows, which say that it is finished, last."""
+        """Write the part, unless nothing is in it; the rows, which say that it is finished, last."""
+        if not self.names:
+            return
         title = hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:20]
         for kind in (MASKS, HEATMAPS, ROWS):
             if kind == ROWS or getattr(job, kind):
@@ -182,24 +197,25 @@ def heatmap_of(row: dict) -> np.ndarray:
     return np.frombuffer(row["heatmap"], np.uint8).reshape(row["side"], row["side"]).astype(np.float32) / 255
 
 
-def begin(job: Job, hashes: dict[str, str]) -> set[str]:
+def begin(job: Job, entries: dict[str, dict]) -> set[str]:
     """Make the output folder ready, and tell which X-rays its finished parts hold.
 
     Args:
         job: what will be asked.
-        hashes: {model: hash of its weights}.
+        entries: of the manifest of its weights.
 
     Raises:
         ArchiveError: the folder holds the answers of other networks, or of other options.
         OSError: it cannot be written to.
     """
-    settings = json.dumps({"weights": hashes, MASKS: job.masks, HEATMAPS: job.heatmaps}, indent=2) + "\n"
+    asked = {name: identity(entries[name]) for name in (SEGMENTER, *job.models) if name in entries}
+    settings = json.dumps({"networks": asked, MASKS: job.masks, HEATMAPS: job.heatmaps}, indent=2) + "\n"
     known = Path(job.out, "settings.json")
     for kind in SCHEMAS:
         Path(job.out, kind).mkdir(parents=True, exist_ok=True)
     if not known.exists():
         known.write_text(settings, encoding="utf-8")
-    elif known.read_text(encoding="utf-8") != settings:
+    elif not _same(known, settings):
         raise ArchiveError(f"{job.out} holds answers of other networks or options; choose another --out.")
     finished = {path.name for path in Path(job.out, ROWS).glob("*.parquet")}
     for kind in SCHEMAS:
@@ -209,6 +225,14 @@ def begin(job: Job, hashes: dict[str, str]) -> set[str]:
     return {name for path in finished for name in _files_in(Path(job.out, ROWS, path))}
 
 
+def _same(path: Path, settings: str) -> bool:
+    """Whether a file says the same as JSON text, in whatever order; False, too, of one that is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) == json.loads(settings)
+    except ValueError:
+        return False
+
+
 def _files_in(path: Path) -> list[str]:
     try:
         return pq.read_table(path, columns=["file"])["file"].to_pylist()
@@ -216,8 +240,8 @@ def _files_in(path: Path) -> list[str]:
         raise ArchiveError(f"{path} is damaged; remove it, and its X-rays are read again.") from None
 
 
-def read_here(job: Job, names: list[str], size: int) -> Iterator[tuple[int, int]]:
-    """Read X-rays in this process, in parts of `size`; yields (read, failed) of each X-ray.
+def read_here(job: Job, names: list[str], size: int) -> Iterator[tuple[int, int, int]]:
+    """Read X-rays in this process, in parts of `size`; yields (read, failed, of these unfetched) of each X-ray.
 
     When it is closed or interrupted, what was read until then becomes a part.
     """
@@ -226,16 +250,15 @@ def read_here(job: Job, names: list[str], size: int) -> Iterator[tuple[int, int]
     pipe, part = job.load(), Part()
     try:
         for name, found in _analyses(pipe, job, names):
-            before = part.failed
+            failed, unfetched = part.failed, part.unfetched
             part.add(job, pipe.hashes, name, found)
-            failed = part.failed - before
+            failed, unfetched = part.failed - failed, part.unfetched - unfetched
             if len(part.names) == size:
                 part.save(job)
                 part = Part()
-            yield 1 - failed, failed
+            yield 1 - failed, failed, unfetched
     finally:
-        if part.names:
-            part.save(job)
+        part.save(job)
 
 
 def _analyses(pipe: Pipeline, job: Job, names: list[str]) -> Iterator[tuple[str, Analysis | Exception]]:
@@ -250,13 +273,13 @@ class Reader:
     def __init__(self, job: Job):
         self.job, self.pipe = job, job.load()
 
-    def __call__(self, names: list[str]) -> tuple[int, int]:
-        """Read a part; returns (read, failed)."""
+    def __call__(self, names: list[str]) -> tuple[int, int, int]:
+        """Read a part; returns (read, failed, of these unfetched)."""
         part = Part()
         for name, found in _analyses(self.pipe, self.job, names):
             part.add(self.job, self.pipe.hashes, name, found)
         part.save(self.job)
-        return len(names) - part.failed, part.failed
+        return len(names) - part.failed, part.failed, part.unfetched
 
 
 def summary(read: int, failed: int, before: int, seconds: float, cores: int) -> dict:

@@ -18,12 +18,12 @@ class _Actor:
         self._reader = Reader(job)
 
     def __call__(self, row: dict) -> dict:
-        read, failed = self._reader(list(row["names"]))
-        return {"read": read, "failed": failed}
+        read, failed, unfetched = self._reader(list(row["names"]))
+        return {"read": read, "failed": failed, "unfetched": unfetched}
 
 
-def read_by_ray(job: Job, names: list[str], size: int, workers: int, gpus: float) -> Iterator[tuple[int, int]]:
-    """Read X-rays in parts of `size`; yields (read, failed) of each part, in any order.
+def read_by_ray(job: Job, names: list[str], size: int, workers: int, gpus: float) -> Iterator[tuple[int, int, int]]:
+    """Read X-rays in parts of `size`; yields (read, failed, of these unfetched) of each part, in any order.
 
     A part whose worker dies is read again by another, and written only once.
 
@@ -59,4 +59,4 @@ def read_by_ray(job: Job, names: list[str], size: int, workers: int, gpus: float
         num_gpus=gpus or None,
     )
     for row in done.iter_rows():
-        yield row["read"], row["failed"]
+        yield row["read"], row["failed"], row["unfetched"]

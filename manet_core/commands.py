@@ -25,7 +25,7 @@ from .report import save_report
 from .results import Results, replace_file
 from .sources import SourceError, film_names, pictures_in
 from .tasks import Task, get_task
-from .weights import SEGMENT, WeightsError, fingerprint, read_manifest, task_of
+from .weights import SEGMENT, WeightsError, read_manifest, task_of
 
 _LONGEST = 200  # bytes of a panel's name; most file systems take 255, some encrypted ones fewer
 
@@ -36,6 +36,8 @@ class _UsageError(Exception):
 
 def run(args: argparse.Namespace) -> int:
     """Do what `args` ask for; returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):  # on Windows, the code page of a file or pipe may lack a letter of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         verbs = {"analyze": analyze, "batch": batch, "listen": listen, "models": models}
         return verbs[args.verb](args)
@@ -91,11 +93,11 @@ def batch(args: argparse.Namespace) -> int:
     weights = os.path.abspath(args.weights)
     job = archive.Job(os.path.abspath(args.out), weights, tuple(networks), args.device, args.masks, args.heatmaps)
     entries = read_manifest(weights)
-    read, failed, left = 0, 0, names
+    read, failed, unfetched, left = 0, 0, 0, names
     status, started, cores = 0, time.monotonic(), torch.get_num_threads()
     try:
         with _stopped_gently():
-            known = archive.begin(job, {name: fingerprint(entries[name]) for name in networks})
+            known = archive.begin(job, entries)
             left = [name for name in names if archive.text(name) not in known]
             if args.engine == "ray" and left:
                 cores = args.workers
@@ -104,8 +106,8 @@ def batch(args: argparse.Namespace) -> int:
                 found = archive.read_here(job, left, args.part)
             with tqdm(total=len(names), initial=len(names) - len(left), unit="X-ray", disable=None) as bar:
                 with closing(found):
-                    for some, bad in found:
-                        read, failed = read + some, failed + bad
+                    for some, bad, missed in found:
+                        read, failed, unfetched = read + some, failed + bad, unfetched + missed
                         bar.update(some + bad)
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
@@ -116,6 +118,8 @@ def batch(args: argparse.Namespace) -> int:
         raise _UsageError(
             f"{args.out} cannot be written to ({error.strerror}); make room or choose another --out."
         ) from None
+    if unfetched:
+        print(f"{unfetched} could not be fetched; the same command asks for them again.", file=sys.stderr)
     done = archive.summary(read, failed, len(names) - len(left), time.monotonic() - started, cores)
     replace_file(args.out / "summary.json", (json.dumps(done, indent=2) + "\n").encode())
     print(", ".join(f"{key} {value}" for key, value in done.items()))

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from .files.dicom import is_inverted, looks_like_dicom
+from .files.dicom import is_inverted, looks_like_dicom, read_elements
 from .files.xray import XRayError, load_xray, quiet
 from .pipeline import DISCLAIMER, SEGMENTER, Analysis, Pipeline
 from .preprocess import resize
@@ -80,6 +80,15 @@ def dicom_out(
         except _Missing as error:
             missing.append(str(error))
     return DicomOut(files, missing)
+
+
+def is_own(data: bytes) -> bool:
+    """Whether a DICOM file is one that `dicom_out` made, by the manufacturer in its header."""
+    try:
+        with quiet():
+            return str(read_elements(data, ["Manufacturer"]).get("Manufacturer") or "").strip() == NAME
+    except Exception:  # what it says may be damaged in every way; who reads the picture says so
+        return False
 
 
 def _report(analysis: Analysis, pipe: Pipeline, source: Dataset | None) -> Dataset:

@@ -30,7 +30,7 @@ from pynetdicom.sop_class import (
 )
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-from .dicom_out import dicom_out
+from .dicom_out import NAME, dicom_out, is_own
 from .files.raster import MAX_BYTES
 from .files.xray import XRayError, load_xray
 from .pipeline import Analysis, Pipeline
@@ -188,6 +188,8 @@ class Receiver:
 
     def _read(self, data: bytes) -> tuple[Analysis | str, dict[str, bytes], str | None]:
         """The analysis or the sentence why there is none; the DICOM objects; the sentence why one is missing."""
+        if is_own(data):  # a PACS may send on what was returned to it
+            return f"This is a result of {NAME} itself, not a film; it is not analysed.", {}, None
         try:
             analysis = self.pipe.analyze(load_xray(data))
         except XRayError as error:

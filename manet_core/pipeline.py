@@ -302,10 +302,7 @@ class Pipeline:
         entries = read_manifest(weights)
         if models is None:
             models = _classifiers(entries)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device.startswith("cuda") and not torch.cuda.is_available():
-            raise WeightsError("There is no CUDA device here; use the device 'cpu' or 'auto'.")
+        device = _device(device)
         segmenter = load_network(weights, SEGMENTER, device)
         classifiers = {name: load_network(weights, name, device) for name in models}
         for name in models:
@@ -518,6 +515,23 @@ def sentence(error: Exception) -> str:
     if isinstance(error, XRayError):
         return str(error)
     return f"The analysis failed ({type(error).__name__}); save the picture smaller, or report this."
+
+
+def _device(name: str) -> torch.device:
+    """The device that `Pipeline.load` is asked for, once it has been found to work.
+
+    Raises:
+        WeightsError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    elif name.startswith("cuda") and not torch.cuda.is_available():
+        raise WeightsError("There is no CUDA device here; use the device 'cpu' or 'auto'.")
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception:  # each kind of device has its own
+        raise WeightsError(f"There is no device {name!r} here; use the device 'cpu' or 'auto'.") from None
+    return torch.device(name)
 
 
 class _Sized(dict):

@@ -1,6 +1,7 @@
 """results.json and results.csv of a folder, which can be read at any moment while they grow."""
 
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,7 +51,10 @@ class Results:
         if self._classes is not None:
             self._lines.append(csv_lines(found, self._classes))
         if time.monotonic() > self._next:
-            self.save()
+            try:
+                self.save()
+            except PermissionError:  # on Windows, while somebody has the file open: the next saving tries again
+                self._next = time.monotonic() + _EVERY_S
 
     def save(self) -> None:
         """Write all that is known.
@@ -77,7 +81,8 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    part = path.with_name("unfinished.part")  # a name that fits, however long that of the file
+    # A name that fits, however long that of the file, and that no other process takes
+    part = path.with_name(f"unfinished.{os.getpid()}.part")
     try:
         part.write_bytes(data)
         part.replace(path)

@@ -21,6 +21,10 @@ class SourceError(ValueError):
     """A source that cannot be listed; its text is one sentence that says which and why."""
 
 
+class FetchError(XRayError):
+    """An X-ray that its store did not give this time, and may give another time."""
+
+
 def is_picture(path: Path) -> bool:
     """Whether a file is to be read if its folder is: it is called as a picture is, or it begins as DICOM does."""
     if path.suffix.lower() in SUFFIXES:
@@ -156,11 +160,13 @@ def read_film(name: str) -> XRay:
 
     Raises:
         XRayError: it cannot be read; one sentence that says why.
+        FetchError: its store did not answer, which says nothing of the X-ray.
     """
     if "://" not in name:
         return load_xray(name)
+    packed = name.startswith("zip://")
     try:
-        if name.startswith("zip://"):
+        if packed:
             member, _, archive = name.removeprefix("zip://").partition("::")
             with _archive(archive).open(member) as file:
                 data = file.read(MAX_BYTES + 1)
@@ -168,10 +174,10 @@ def read_film(name: str) -> XRay:
             system, path = file_system(name)
             with system.open(path, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
-    except (*ZIP_ERRORS, KeyError):
-        raise XRayError("The file cannot be unpacked; make the archive again, without a password.") from None
     except FileNotFoundError:
         raise XRayError("There is no such file.") from None
     except Exception as error:  # each kind of store has its own
-        raise XRayError(f"The file cannot be fetched ({type(error).__name__}).") from None
+        if packed and isinstance(error, (*ZIP_ERRORS, KeyError)):
+            raise XRayError("The file cannot be unpacked; make the archive again, without a password.") from None
+        raise FetchError(f"The file cannot be fetched ({type(error).__name__}).") from None
     return load_xray(data)

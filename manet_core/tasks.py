@@ -120,7 +120,7 @@ GUIDED = register_task(
         name="guided",
         title="Normal, pneumonia or COVID-19",
         classes=("Normal", "Pneumonia", "COVID-19"),
-        paper="Danilov et al.: Guided attention for COVID-19 and pneumonia on chest X-rays (2021)",
+        paper="Danilov et al.: Indirect supervision applied to COVID-19 and pneumonia classification (2022)",
         limits=(
             "The three probabilities of a network sum to 100%: it must choose among three answers. Tuberculosis, "
             "effusion, pneumothorax, nodules, heart failure and all else are not among them."
@@ -133,7 +133,7 @@ COVID = register_task(
         name="covid",
         title="COVID-19 or normal",
         classes=("Normal", "COVID-19"),
-        paper="Li, Ma, Yan: AlexNet with attention for COVID-19 on chest X-rays (2021)",
+        paper="Li, Ma, Yan (2021), AlexNet with attention",
         limits=(
             "A network knows two answers only: every other disease is called one of them. A network of this task must "
             "not be asked about a patient who may have anything else."

@@ -76,6 +76,11 @@ def fingerprint(entry: dict) -> str:
     return "+".join(part["sha256"] for part in (entry, entry.get("last_layer")) if part)
 
 
+def identity(entry: dict) -> dict:
+    """What of a manifest entry changes an answer: all but what is merely told of the network, or shown beside it."""
+    return {key: value for key, value in entry.items() if key not in ("file", "training", "figures", "heatmaps")}
+
+
 def task_of(name: str, entry: dict) -> Task:
     """What the classifier `name` of the manifest is asked.
 

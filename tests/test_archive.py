@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from conftest import ROOT
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from manet_core import Pipeline, archive
+from manet_core import Pipeline, XRayError, archive
 from manet_core.__main__ import main
 from manet_core.phantom import phantom
-from manet_core.sources import SourceError, film_names, read_film
+from manet_core.sources import FetchError, SourceError, film_names, read_film
+from manet_core.weights import read_manifest, write_manifest
 
 MODEL = "efficientnet_lite0_ma"
 
@@ -92,6 +94,118 @@ def test_what_is_finished_is_not_done_again(films, random_weights, tmp_path, mon
     assert batch(random_weights, out, films, status=0) == after and not seen
     assert main(["batch", str(films), "--out", str(out), "--weights", str(random_weights)]) == 2
     assert "choose another --out" in capsys.readouterr().err
+
+
+CHANGED = {  # what of a manifest changes an answer: (network, its entry with that changed)
+    "segmenter": ("resunet", {"sha256": "another"}),
+    "familiarity": ("resunet", {"familiarity": {"sha256": "another", "limit": 2.0}}),
+    "pose": ("resunet", {"pose": {"sha256": "another", "limit": 0.9}}),
+    "size of the segmenter": ("resunet", {"preprocessing": {"size": 32}}),
+    "classifier": (MODEL, {"sha256": "another"}),
+    "last layer": (MODEL, {"last_layer": {"sha256": "another"}}),
+    "temperature": (MODEL, {"temperature": 1.5}),
+    "operating point": (MODEL, {"operating_point": 0.5}),
+    "preprocessing": (MODEL, {"preprocessing": {"size": 64, "crop": 0.05}}),
+}
+
+
+@pytest.fixture(scope="module")
+def answered(films, random_weights, tmp_path_factory) -> Path:
+    """The output folder of a finished run."""
+    out = tmp_path_factory.mktemp("answered") / "o"
+    batch(random_weights, out, films / "bad.png")
+    return out
+
+
+def goes_on(answered, films, entries, folder, status) -> None:
+    """Check the exit status of the same command with other entries in the manifest; it needs no weights any more."""
+    write_manifest(folder, entries)
+    batch(folder, answered, films / "bad.png", status=status)
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_answers_of_other_networks_are_not_gone_on_with(answered, films, random_weights, tmp_path, capsys, what):
+    entries, (name, changed) = read_manifest(random_weights), CHANGED[what]
+    goes_on(answered, films, entries | {name: entries[name] | changed}, tmp_path, status=2)
+    assert "choose another --out" in capsys.readouterr().err
+    goes_on(answered, films, entries, tmp_path, status=0)
+
+
+def test_what_changes_no_answer_or_is_not_asked_keeps_nobody_from_going_on(answered, films, random_weights, tmp_path):
+    told = {"figures": {"test": 1}, "training": {"minutes": 5}, "heatmaps": {"sha256": "another"}, "file": "moved"}
+    entries = {name: dict(reversed((entry | told).items())) for name, entry in read_manifest(random_weights).items()}
+    entries["efficientnet_lite0"]["sha256"] = "another"
+    goes_on(answered, films, entries, tmp_path, status=0)
+
+
+@pytest.mark.parametrize("kind", ["of an earlier version", "cut short", "no text"])
+def test_settings_that_say_too_little_are_refused(films, random_weights, tmp_path, capsys, kind):
+    weights = {MODEL: read_manifest(random_weights)[MODEL]["sha256"]}
+    before = (json.dumps({"weights": weights, "masks": False, "heatmaps": False}, indent=2) + "\n").encode()
+    settings = {"of an earlier version": before, "cut short": before[:-9], "no text": b"\xff"}
+    (tmp_path / "settings.json").write_bytes(settings[kind])
+    batch(random_weights, tmp_path, films / "bad.png", status=2)
+    assert "choose another --out" in capsys.readouterr().err
+
+
+@pytest.fixture
+def store(films, monkeypatch):
+    """Films at memory://store, whose opening raises what is put into `errors` by name."""
+    system, errors, whole = fsspec.filesystem("memory"), {}, MemoryFileSystem._open
+    for path in films.iterdir():
+        system.pipe(f"/store/{path.name}", path.read_bytes())
+
+    def open_(self, path, *args, **options):
+        if error := errors.get(Path(path).name):
+            raise error
+        return whole(self, path, *args, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", open_)
+    yield errors
+    system.rm("/store", recursive=True)
+
+
+def test_a_film_that_its_store_does_not_give_is_asked_for_again(store, random_weights, tmp_path, capsys):
+    out = tmp_path / "o"
+    store |= {"1.png": TimeoutError(), "2.png": RuntimeError("Session is closed"), "3.png": FileNotFoundError()}
+    before = batch(random_weights, out, "memory://store")
+    assert [Path(row["file"]).name for row in before] == [f"{i}.png" for i in (0, 3, 4, 5, 6)] + ["bad.png"]
+    assert before[1]["error"] == "There is no such file."
+    done = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert (done["read"], done["failed"]) == (4, 4)
+    assert "2 could not be fetched; the same command asks for them again." in capsys.readouterr().err
+    store.clear()
+    after = batch(random_weights, out, "memory://store", status=0)
+    assert len(after) == 8 and [row for row in after if row in before] == before
+    done = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert (done["read"], done["failed"], done["finished before"]) == (2, 0, 6)
+    assert capsys.readouterr().err.count("fetched") == 0
+
+
+def test_a_part_of_which_nothing_was_fetched_is_not_there(store, random_weights, tmp_path):
+    """Of a worker of a cluster."""
+    job = archive.Job(str(tmp_path), str(random_weights), (MODEL,), "cpu")
+    archive.begin(job, read_manifest(random_weights))
+    names = film_names(["memory://store"])
+    store |= {f"{i}.png": OSError("no answer") for i in range(3)}
+    reader = archive.Reader(job)
+    assert reader(names[:3]) == (0, 3, 3) and not list((tmp_path / "rows").iterdir())
+    assert reader(names[2:4]) == (1, 1, 1) and [row["file"] for row in rows(tmp_path)] == names[3:4]
+    assert archive.begin(job, read_manifest(random_weights)) == set(names[3:4])
+
+
+def test_what_is_wrong_with_an_archive_is_no_fault_of_its_store(store, films, tmp_path):
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as made:
+        made.write(films / "1.png", "1.png")
+    data = bytearray((tmp_path / "films.zip").read_bytes())
+    data[60:90] = bytes(30)
+    fsspec.filesystem("memory").pipe("/store/films.zip", bytes(data))
+    store["films.zip"] = OSError("no answer")
+    for kind, said in ((FetchError, "OSError"), (XRayError, "unpacked")):
+        with pytest.raises(XRayError, match=said) as caught:
+            read_film("zip://1.png::memory://store/films.zip")
+        assert caught.type is kind
+        store.clear()
 
 
 def test_sources_of_every_kind(films, tmp_path, monkeypatch):

@@ -21,10 +21,11 @@ from pydicom.uid import RLELossless, SecondaryCaptureImageStorage, SegmentationS
 from pynetdicom import AE, StoragePresentationContexts, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 from test_dicom_out import FILM, IDENTITY
-from test_xray import dicom
+from test_xray import dicom, one_sentence
 
 from manet_core import Pipeline, listen
 from manet_core.__main__ import main
+from manet_core.dicom_out import NAME
 from manet_core.listen import OUT_OF_RESOURCES, SUCCESS, Peer, Receiver
 
 DCMTK = pytest.mark.skipif(shutil.which("storescu") is None, reason="there is no storescu: apt-get install dcmtk")
@@ -194,6 +195,16 @@ def test_a_full_queue_refuses_with_the_right_status_and_what_was_accepted_is_don
     entries = _entries(tmp_path / "out")
     assert len(entries) == statuses.count(SUCCESS)
     assert {entry["error"] for entry in entries} == {"The analysis failed (RuntimeError); report this."}
+
+
+def test_what_is_its_own_and_comes_back_is_not_analysed(tmp_path, capfd):
+    pipe = Slow(0)
+    sent = [_dataset(_film(Manufacturer=maker)) for maker in (NAME, f"Not {NAME}", None)]
+    with listening(Receiver(pipe, out=tmp_path / "out")) as port, calling(port) as association:
+        assert [association.send_c_store(dataset).Status for dataset in sent] == [SUCCESS] * 3
+    said = [entry["error"] for entry in _entries(tmp_path / "out")]
+    assert said[0] == "This is a result of MANet itself, not a film; it is not analysed." and one_sentence(said[0])
+    assert pipe.begun == 2 and all("RuntimeError" in error for error in said[1:])
 
 
 def test_a_folder_that_cannot_be_written_pauses(tmp_path, monkeypatch, capfd):

@@ -2,12 +2,14 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +111,56 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         results.replace_file(path, "no bytes")
     assert path.read_bytes() == b"[]" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_of_one_folder_do_not_mix_up_their_files(tmp_path, monkeypatch):
+    replace = Path.replace
+
+    def meanwhile(part, path):
+        monkeypatch.setattr(Path, "replace", replace)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            results.replace_file(tmp_path / "b", b"of the other")
+        return replace(part, path)
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    results.replace_file(tmp_path / "a", b"of this one")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"of this one", "b": b"of the other"}
+
+
+def test_results_that_somebody_has_open_are_saved_next_time(tmp_path, monkeypatch):
+    """On Windows, where such a file cannot be replaced."""
+    replace, taken = results.replace_file, []
+
+    def write(path, data):
+        if taken:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        replace(path, data)
+
+    monkeypatch.setattr(results, "_EVERY_S", -1)
+    monkeypatch.setattr(results, "_SHARE", float("inf"))
+    monkeypatch.setattr(results, "replace_file", write)
+    known = results.Results(tmp_path)
+    for name, by in (("a", []), ("b", ["a reader"]), ("c", ["a reader"])):
+        taken[:] = by
+        known.refuse(name, "It is no film.")
+    assert [entry["file"] for entry in json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))] == ["a"]
+    with pytest.raises(PermissionError):
+        known.save()
+    taken.clear()
+    known.refuse("d", "It is no film.")
+    assert (tmp_path / "results.json").read_text(encoding="utf-8") == known.json() + "\n" and "d" in known.json()
+
+
+def test_a_name_beyond_the_code_page_is_printed_all_the_same(picture, random_weights, tmp_path, monkeypatch):
+    """As on Windows, where the output goes into a file."""
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", printed)
+    film = picture.rename(tmp_path / "胸ß.png")
+    status, (found,) = analyze([film], tmp_path / "o", random_weights, "--no-panels")
+    printed.flush()
+    assert status == 0 and found["file"].endswith("胸ß.png")
+    assert "\\u80f8ß.png" in printed.buffer.getvalue().decode("cp1252")
 
 
 def test_file_names_are_only_names(picture, random_weights, tmp_path, monkeypatch, capfd):

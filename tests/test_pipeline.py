@@ -299,6 +299,16 @@ def test_many_x_rays_without_heatmaps(task_pipe):
         task_pipe.analyze_many([phantom(100)], models=["resnet50"])
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "cuda:x", "abacus", "", "meta"])
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_a_device_that_is_not_there_is_told_in_a_sentence(random_weights, monkeypatch, device, has_cuda):
+    if has_cuda and device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    with pytest.raises(WeightsError, match=r"^There is no .*device .*here; use the device 'cpu' or 'auto'\.$"):
+        Pipeline.load(random_weights, [], device)
+
+
 def test_a_wrong_name_is_answered_with_the_right_ones(task_pipe):
     truth = phantom_mask(64)
     analysis = task_pipe.analyze(phantom(100), lungs=Lungs(truth.astype(np.float32), truth))

@@ -277,6 +277,10 @@ def test_transfer_syntaxes(syntax):
     assert read(dicom(syntax=syntax, bits=12), unit(DEEP)).remarks == ()
 
 
+def test_a_transfer_syntax_that_comes_late():
+    read(late_syntax(dicom(syntax=DeflatedExplicitVRLittleEndian, bits=12)), unit(DEEP))
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_without_preamble(syntax):
     read(dicom(syntax=syntax, bare=True), unit(DEEP))
@@ -516,6 +520,9 @@ def test_stored_values_are_those_after_the_rescale():
         ({"ImagerPixelSpacing": [0.2, 0.1]}, Spacing(0.2, 0.1, True)),
         ({"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.3, 0.3]}, Spacing(0.2, 0.1, False)),
         ({"PixelSpacing": [0, 0.1], "ImagerPixelSpacing": [0.3, 0.3]}, Spacing(0.3, 0.3, True)),
+        ({"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": ["0.20", "0.10001"]}, Spacing(0.2, 0.1, True)),
+        ({"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.2, 0.2]}, Spacing(0.2, 0.1, False)),
+        ({"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": None}, Spacing(0.2, 0.1, False)),
         ({"PixelSpacing": None}, None),
     ],
 )
@@ -611,6 +618,14 @@ def deflate_bomb() -> bytes:
     return head[:end] + body
 
 
+def late_syntax(deflated: bytes) -> bytes:
+    """A deflated DICOM file whose transfer syntax stands behind thousands of bytes of file meta information."""
+    version, end = deflated[144:158], 144 + int.from_bytes(deflated[140:144], "little")
+    assert version[:4] == b"\x02\x00\x01\x00"  # as long as it likes to say
+    meta = version[:8] + struct.pack("<I", 4000) + bytes(4000) + deflated[158:end]
+    return deflated[:140] + struct.pack("<I", len(meta)) + meta + deflated[end:]
+
+
 def hybrid_rle() -> bytes:
     data = bytearray(dicom(syntax=RLELossless))
     start = data.rindex(b"\xfe\xff\x00\xe0", 0, -200) + 8
@@ -647,6 +662,7 @@ REFUSED = {
     "bomb of 2000 megapixels": (lambda: huge_png(50000, 40000), "far too large"),
     "DICOM of 4295 megapixels": (lambda: dicom(Rows=65535, Columns=65535), "4295 million"),
     "DICOM that deflates to 210 MB": (deflate_bomb, "far too large"),
+    "DICOM that deflates, as it says late": (lambda: late_syntax(deflate_bomb()), "far too large"),
     "less pixels than rows": (lambda: dicom(Rows=5000, Columns=5000), "damaged"),
     "animated PNG": (lambda: animation("PNG"), "several"),
     "animated WebP": (lambda: animation("WEBP"), "several"),

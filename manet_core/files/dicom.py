@@ -87,21 +87,39 @@ def is_inverted(dataset) -> bool:
     return dataset.get("PhotometricInterpretation") == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
 
 
+def read_elements(data: bytes, names: list[str]):
+    """The elements `names` of a DICOM file as a pydicom dataset; pixels stay encoded.
+
+    A deflated file is inflated here, with a limit, as pydicom knows none.
+
+    Raises:
+        XRayError: it is too large once inflated, or cut short.
+    """
+    from pydicom import dcmread, uid
+    from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
+    from pydicom.tag import Tag
+
+    file = io.BytesIO(data)
+    read_preamble(file, force=True)
+    meta = _read_file_meta_info(file)  # by which `dcmread` decides, too: it is given nothing that it would inflate
+    if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+        return dcmread(io.BytesIO(data), force=True, specific_tags=names)
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = inflate.decompress(file.read(), MAX_BYTES)
+    if inflate.unconsumed_tail:
+        raise XRayError("The DICOM file is far too large once unpacked; export it again, uncompressed.")
+    if not inflate.eof:
+        raise XRayError("The DICOM file is cut short; export or download it again.")
+    dataset = read_dataset(io.BytesIO(inflated), False, True, specific_tags=[Tag(name) for name in names])
+    dataset.file_meta = meta
+    return dataset
+
+
 def _read_dataset(data: bytes):
     """The header elements named above and the pixels, still encoded."""
-    from pydicom import dcmread, uid
-    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom import uid
 
-    if uid.DeflatedExplicitVRLittleEndian.encode() in data[:2048]:
-        file = io.BytesIO(data)  # inflated here once with a limit, as pydicom knows none
-        read_preamble(file, force=True)
-        read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflate.decompress(data[file.tell() :], MAX_BYTES)
-        if inflate.unconsumed_tail:
-            raise XRayError("The DICOM file is far too large once unpacked; export it again, uncompressed.")
-    tags = [*_PIXEL_TAGS, *_PALETTE_TAGS, *_REMARK_TAGS]
-    dataset = dcmread(io.BytesIO(data), force=True, specific_tags=tags)
+    dataset = read_elements(data, [*_PIXEL_TAGS, *_PALETTE_TAGS, *_REMARK_TAGS])
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
@@ -212,15 +230,26 @@ def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
 
 
 def _spacing(dataset) -> Spacing | None:
-    """The distance of pixels, PixelSpacing or else ImagerPixelSpacing; None where the header has no usable one."""
-    for tag in ("PixelSpacing", "ImagerPixelSpacing"):
-        try:
-            rows, columns = (float(number) for number in dataset.get(tag))
-        except (TypeError, ValueError):
-            continue
-        if 0 < rows < 100 and 0 < columns < 100:
-            return Spacing(rows, columns, tag == "ImagerPixelSpacing")
-    return None
+    """The distance of pixels, PixelSpacing or else ImagerPixelSpacing; None where the header has no usable one.
+
+    A PixelSpacing that repeats the ImagerPixelSpacing is the detector's, too: nothing was corrected for
+    magnification (PS3.3 10.7.1.1).
+    """
+    at_detector = _millimetres(dataset.get("ImagerPixelSpacing"))
+    given = _millimetres(dataset.get("PixelSpacing")) or at_detector
+    if given is None:
+        return None
+    same = at_detector is not None and np.allclose(given, at_detector, rtol=1e-3, atol=0)  # whatever the digits written
+    return Spacing(*given, same)
+
+
+def _millimetres(pair) -> tuple[float, float] | None:
+    """The values of a header's element of spacing, of rows and of columns; None where they are not usable."""
+    try:
+        rows, columns = (float(number) for number in pair)
+    except (TypeError, ValueError):
+        return None
+    return (rows, columns) if 0 < rows < 100 and 0 < columns < 100 else None
 
 
 def _header_remarks(dataset) -> list[str]:
