@@ -169,6 +169,21 @@ def test_only_networks_that_were_trained_for_as_long_are_compared():
     assert found == ["alexnet_attn1 - alexnet", "alexnet_attn2 - alexnet", "alexnet_attn2 - alexnet_attn1"]
 
 
+def test_a_difference_is_paired_by_seed_and_resamples_trials():
+    rows = pd.DataFrame({"label": ["Normal"] * 4 + ["COVID-19"] * 4, "patient": list("abcdefgh")})
+    right, wrong = [0] * 4 + [1000] * 4, [1000] * 4 + [0] * 4
+
+    def runs(*trials: tuple[int, list[int]]) -> list[dict]:
+        return [{"trial": trial, "places": {"one": answers}} for trial, answers in trials]
+
+    best, mixed = runs((0, right), (1, right)), runs((0, right), (1, wrong))
+    assert alexnet.difference(best, runs((0, right), (2, wrong)), rows)["value"] == 0, "the seed of both"
+    assert alexnet.difference(best, runs((2, wrong)), rows) is None
+    found = alexnet.difference(best, mixed, rows)
+    assert found["value"] == 0.5 and found["trials"] == 2
+    assert found["low"] < 0 < found["high"], "every patient says the same, two seeds do not"
+
+
 def test_figures_of_answers_that_are_known():
     rows = pd.DataFrame({"label": ["Normal"] * 4 + ["COVID-19"] * 4, "patient": list("abcdefgh")})
     always, never = np.array([0] * 4 + [1000] * 4), np.array([0] * 8)

@@ -293,6 +293,26 @@ def test_the_mean_over_groups_resamples_patients(rng):
     assert figure["high"] - figure["low"] == pytest.approx(spread, rel=0.1)
 
 
+def test_a_group_of_few_patients_does_not_count_in_the_mean_over_groups():
+    label, source = ["Normal"] * 32, ["nih"] * 10 + ["rsna_normal"] * 20 + ["figure1"] * 2
+    r = readings([0] * 10 + [0, 1] * 10 + [1, 1], label=label, source=source)
+    found, means = groups.by_group(r, r.known("test"))
+    assert len(found["groups"]) == 3 and found["mean"]["value"] == pytest.approx((1 + 0.5) / 2)
+    assert np.nanmin(means[:, 0]) > 0.5, "the two that are read wrong do not count in a draw either"
+
+
+def test_macro_f1_is_over_classes_that_somebody_has():
+    confusion = np.array([[8.0, 2, 0], [0, 5, 5], [0, 0, 0]])
+    truth, predicted = [0] * 10 + [1] * 10, [0] * 8 + [1] * 7 + [2] * 5
+    expected = f1_score(truth, predicted, average="macro", labels=[0, 1])
+    assert statistics.macro_f1(confusion) == pytest.approx(expected)
+
+
+def test_a_pretraining_is_a_training_and_a_test_is_not():
+    index = pd.DataFrame({"patient": ["a", "a", "b", "b"], "split": ["train", "pretrain", "pretrain", "test"]})
+    assert crossing_patients(index) == ["b"]
+
+
 def test_every_source_of_a_label_weighs_the_same_in_the_temperature(rng):
     """900 X-rays of a hospital on which the network is honest, 100 of one on which its logits are four times too large:
     the temperature is that of 900 of each.
@@ -569,6 +589,7 @@ def test_the_share_that_needs_no_lungs_is_counted_above_chance():
     value, replicates = controls.over_seeds([(0.2, np.full(5000, 0.2)), (0.4, np.full(5000, 0.4))], 0)
     assert value == pytest.approx(0.3)
     assert 0.45 < np.isclose(replicates, 0.3).mean() < 0.55, "of two seeds, half of the draws have both"
+    assert np.ptp(replicates) / 2 > 0.1 * 12.7 / 1.96, "two seeds tell little of their spread: as wide as Student's t"
     assert controls.share_without_lungs({"lungs": {}}).endswith("not measured.")
     both = {sees: {"accuracy": {"value": value}} for sees, value in (("lungs", 0.8), ("outside", 0.6))}
     assert "60.0 with the lungs blacked out" in controls.share_without_lungs(both)
@@ -725,7 +746,9 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
     assert found["controls"].keys() == {"outside"} and found["controls"]["outside"]["n"] == 8
     blind = found["controls"]["outside"]["external"]["adult normals"]["all"]["sensitivity"]
     assert found["recipes"]["again"]["external"]["adult normals"]["all"]["sensitivity"] == blind
-    assert f"all but the lungs | {percent(found['controls']['outside']['accuracy'])} |" in evidence.headline(found)
+    assert f"control, lungs blacked out | {percent(found['controls']['outside']['accuracy'])} |" in evidence.headline(
+        found
+    )
     assert "not measured" in evidence.headline(found), "no control sees the lungs"
     assert found["splits"]["near_duplicates"]["external – train"] >= 8, (
         "which are copies; other phantoms are much alike"

@@ -18,6 +18,7 @@ from manet_core.phantom import phantom
 from manet_core.weights import read_manifest
 from train import heatmap_means
 from train.data import read_index
+from train.shards import write_shards
 from ui import viewer
 from ui.networks import Film
 
@@ -60,6 +61,17 @@ def test_a_mean_is_of_all_heatmaps_that_show_anything(phantoms, random_weights, 
     flip_a_bit(path)
     with pytest.raises(WeightsError, match="damaged"):
         load_means(random_weights, entries)
+
+
+def test_means_are_made_of_shards_too(phantoms, random_weights, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(heatmap_means, "FEWEST", 3)
+    path, found = random_weights / "heatmaps.safetensors", []
+    write_shards(read_index(phantoms), "0" * 12, tmp_path / "shards", 2**20, 2**18)
+    for data in (phantoms, tmp_path / "shards"):
+        run(heatmap_means, "--data", data, "--weights", random_weights, "--films", 5)
+        found.append(load_file(path))
+    assert found[0].keys() == found[1].keys()
+    assert all(np.array_equal(array, found[1][name]) for name, array in found[0].items())
 
 
 def test_no_mean_is_made_of_few(phantoms, random_weights, run):

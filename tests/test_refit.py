@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from manet_core import CLASSES, Pipeline, WeightsError
 from manet_core.tasks import MANET
-from manet_core.weights import load_network, read_manifest, sha256
+from manet_core.weights import load_network, read_manifest, sha256, write_manifest
 from train import refit
 from train.data import LungPictures, Pictures
 from train.measures.statistics import row_weights
@@ -137,6 +137,31 @@ def test_the_verb_adds_a_layer_and_changes_nothing_else(five, random_weights, ru
     run(refit, *common, "--cost", -101)
     assert "last_layer" not in read_manifest(weights)["efficientnet_lite0_ma"]
     assert not (weights / layer["file"]).exists()
+
+
+def test_a_set_of_weights_beside_another_keeps_its_own_layers(five, random_weights, run, tmp_path):
+    weights, name = shutil.copytree(random_weights, tmp_path / "weights"), "efficientnet_lite0_ma"
+    entries = read_manifest(weights)
+    entries[name]["file"] = f"second.{name}.safetensors"
+    shutil.copy(weights / f"{name}.safetensors", weights / f"second.{name}.safetensors")
+    write_manifest(weights / "second.json", entries)
+    before = {path.name: path.read_bytes() for path in weights.iterdir() if path.name != "second.json"}
+    run(
+        refit,
+        "--data",
+        five,
+        "--weights",
+        weights / "second.json",
+        "--cache",
+        tmp_path,
+        "--models",
+        name,
+        "--cost",
+        100,
+    )
+    layer = read_manifest(weights / "second.json")[name]["last_layer"]
+    assert layer["file"] == f"second.{name}.last_layer.safetensors" and (weights / layer["file"]).exists()
+    assert all((weights / file).read_bytes() == content for file, content in before.items())
 
 
 def test_a_damaged_or_missing_layer_is_named(five, random_weights, run, tmp_path):

@@ -38,10 +38,10 @@ from manet_core.tasks import COVID
 from manet_core.weights import sha256
 
 from . import classify, imagenet, run_verb
-from .data import LungPictures, lung_pictures
+from .data import LungPictures, lung_pictures, state
 from .engine import device_of, start_from
 from .measures.markdown import percent, table
-from .measures.statistics import bootstrap_weights, mean, proportion
+from .measures.statistics import bootstrap_weights, interval, mean, proportion, spread
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 from .record import fingerprint
 
@@ -167,8 +167,10 @@ def train_and_answer(recipe: Recipe, run: Run, network: str, rows: dict[str, pd.
     makers = {"forest": forest, "resnet50_last": resnet50_last, "efficientnet_lite0_last": efficientnet_lite0_last}
     result, kept = Path(run.out) / "result.json", Path(run.out) / "answers.json"
     known = sha256(Path(run.out) / "best.safetensors")[:12] if result.exists() else ""
-    if kept.exists() and (answers := json.loads(kept.read_text(encoding="utf-8")))["weights"] == known:
-        return answers
+    if kept.exists():
+        answers = json.loads(kept.read_text(encoding="utf-8"))
+        if (answers["weights"], answers.pop("state", "")) == (known, state(run)):
+            return answers
     Path(run.out).mkdir(parents=True, exist_ok=True)
     predict = makers[network](recipe, run) if network in makers else trained(recipe, run)
     answers: dict = {"weights": "", "epochs": None, "places": {}}
@@ -178,7 +180,7 @@ def train_and_answer(recipe: Recipe, run: Run, network: str, rows: dict[str, pd.
     for place in ["one"] if recipe.sees == "outside" else rows:
         p = predict(dataset_of(place, recipe, run, one))
         answers["places"][place] = np.rint(1000 * p).astype(int).tolist()
-    kept.write_text(json.dumps(answers) + "\n", encoding="utf-8")
+    kept.write_text(json.dumps(answers | {"state": state(run)}) + "\n", encoding="utf-8")
     return answers
 
 
@@ -249,19 +251,30 @@ def summarise(runs: list[dict], rows: dict[str, pd.DataFrame]) -> dict:
             found[network] = about | {
                 place: figures([run["places"][place] for run in trials], rows[place]) for place in trials[0]["places"]
             }
-        covid, patients = (rows["one"].label == "COVID-19").to_numpy(), rows["one"].patient.to_numpy()
-        right = {
-            name: correct([run["places"]["one"] for run in mine if run["network"] == name], covid) for name in found
-        }
         length = {name: (set(figure["epochs"]), figure["fine_tuned"]) for name, figure in found.items()}
         attended = [name for name in found if name.startswith("alexnet_attn")]
-        out["pairs"][composition] = {
-            f"{a} - {b}": mean(right[a] - right[b], bootstrap_weights(patients))
+        pairs = {
+            f"{a} - {b}": difference(*([run for run in mine if run["network"] == name] for name in (a, b)), rows["one"])
             for a in attended
             for b in ("alexnet", *attended)
-            if b in right and b < a and length[a] == length[b]
+            if b in found and b < a and length[a] == length[b]
         }
+        out["pairs"][composition] = {pair: figure for pair, figure in pairs.items() if figure}
     return out
+
+
+def difference(a: list[dict], b: list[dict], rows: pd.DataFrame) -> dict | None:
+    """Accuracy of a network minus that of another, by trials of the same seed; None without one.
+
+    The interval resamples patients and, where there are several, trials.
+    """
+    covid, weights = (rows.label == "COVID-19").to_numpy(), bootstrap_weights(rows.patient.to_numpy())
+    right = [{run["trial"]: correct([run["places"]["one"]], covid) for run in runs} for runs in (a, b)]
+    gaps = [right[0][trial] - right[1][trial] for trial in sorted(right[0].keys() & right[1].keys())]
+    if not gaps:
+        return None
+    drawn = spread(np.array(gaps) @ weights.T / weights.sum(1))
+    return interval(np.mean(gaps), drawn) | {"trials": len(gaps)}
 
 
 def markdown(results: dict) -> str:
@@ -295,10 +308,12 @@ def markdown(results: dict) -> str:
         if pairs:
             lines += [
                 f"Differences of accuracy, points, trained on {COMPOSITIONS[composition]}, in pairs of networks that "
-                "were trained for as many epochs:",
+                "were trained for as many epochs, from the same seeds (95 % CI over patients and trials):",
                 "",
             ]
-            lines += table(["pair", "difference"], [[name, percent(f)] for name, f in pairs.items()])
+            lines += table(
+                ["pair", "trials", "difference"], [[name, f["trials"], percent(f)] for name, f in pairs.items()]
+            )
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -322,7 +337,7 @@ def main() -> None:
     p.add_argument("--report", action="store_true", help="train nothing")
     p.add_argument("--record", type=Path, metavar="DIR", help="keep results and answers there: results/alexnet")
     add_run_options(p)
-    add_options(p, "classify", leave_out=("task", "model", "seed", "width", "conventions", "sees", "sources", "split"))
+    add_options(p, "classify", leave_out=("task", "model", "seed", "sees", "sources", "split"))
     p.set_defaults(recipe="alexnet")
     args = p.parse_args()
     recipe, run = recipe_from(args, "classify"), run_from(args)

@@ -7,6 +7,7 @@ thousands a second, and no loader has to keep up with it.
 """
 
 import math
+import os
 
 import torch
 from torch import Tensor
@@ -44,6 +45,21 @@ def broad(
     image = _noisy(draw, image)
     image = _compressed(draw, image.clamp(0, 1))
     return image, (mask > 0.5).float()
+
+
+class Draws:
+    """The generator of a training's draws: its own for each epoch and each of several processes."""
+
+    def __init__(self, seed: int, device: torch.device):
+        self.seed, self.process, self.epoch = seed, int(os.environ.get("RANK", 0)), -1
+        self.generator = torch.Generator(device)
+
+    def of(self, epoch: int) -> torch.Generator:
+        """The generator; as an epoch begins, in a state that depends on nothing that was drawn before."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.generator.manual_seed(self.seed * 100_003 + epoch + self.process * 7_919_000_003)
+        return self.generator
 
 
 class _Draw:

@@ -156,17 +156,13 @@ def train(recipe: Recipe, run: Run) -> dict:
     held = list(val_set) if on_device else val_set  # decoded once, as they do not change
     if on_device:
         train_set = raw_pictures(train_set, device)
-    generator, layout = torch.Generator(device), memory_format(recipe, device)
-    drawn_for = -1  # the epoch that the generator was seeded for
+    draws, layout = broad.Draws(recipe.seed, device), memory_format(recipe, device)
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
-        nonlocal drawn_for
         if on_device:
-            if drawn_for != train_set.epoch:
-                drawn_for = train_set.epoch
-                generator.manual_seed(recipe.seed * 100_003 + drawn_for)
             images, masks, boxes, target = batch
             with torch.autocast(device.type, enabled=False):
+                generator = draws.of(train_set.epoch)
                 images, masks = broad.broad(images.float() / 255, masks.float(), boxes, recipe.size, generator)
                 images = broad.shown(images, masks, recipe.sees)
         else:

@@ -91,6 +91,13 @@ def fingerprint(index: pd.DataFrame) -> str:
     return found.hexdigest()[:12]
 
 
+@lru_cache
+def state(run: Run) -> str:
+    """What else than a network's weights decides its answers: X-rays, labels, splits, the segmenter; 12 hex digits."""
+    index, segmenter = read_index(run.data), read_manifest(run.weights)["resunet"]["sha256"]
+    return hashlib.sha256(f"{fingerprint(index)}{index.to_csv()}{segmenter}".encode()).hexdigest()[:12]
+
+
 class Pictures:
     """All pictures of an index at one square size, decoded once.
 

@@ -40,10 +40,9 @@ from .classify import class_loss, figures, predict
 from .data import LungPictures, Pictures, draw_weights, predicted_lungs
 from .engine import device_of, fit, memory_format
 from .measures.markdown import percent, table, write_among_papers
-from .measures.statistics import bootstrap_weights, group_means, interval
+from .measures.statistics import bootstrap_weights, group_means, interval, spread
 from .recipe import Recipe, Run, add_run_options, run_from, setting
 from .segment import convention, dice_loss, intersection_over_union
-from .tables import spread
 
 TITLES = {"two-stage": "two stages", "joint": "end to end"}  # the arms that are compared
 ARMS = tuple(TITLES)
@@ -193,17 +192,13 @@ def train(recipe: EndToEndRecipe, run: Run) -> dict:
     seen = sample(pictures.rows("val", task=MANET), recipe.val)
     labels, index = pictures.labels(seen), pictures.index.iloc[seen]
     groups = (index.label + " of " + index.source).to_numpy()
-    generator, layout = torch.Generator(device), memory_format(recipe, device)
+    draws, layout = broad.Draws(recipe.seed, device), memory_format(recipe, device)
     whole = torch.tensor(WHOLE, device=device)
-    drawn_for = -1  # the epoch that the generator was seeded for
 
     def loss(net: nn.Module, batch: list[Tensor]) -> Tensor:
-        nonlocal drawn_for
-        if drawn_for != train_set.epoch:
-            drawn_for = train_set.epoch
-            generator.manual_seed(recipe.seed * 100_003 + drawn_for)
         images, references, known, outputs, targets = batch
         with torch.autocast(device.type, enabled=False):
+            generator = draws.of(train_set.epoch)
             images, references = broad.broad(
                 images.float() / 255, references.float(), whole.expand(len(images), 4), recipe.size, generator, False
             )

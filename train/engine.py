@@ -9,6 +9,7 @@ import csv
 import ctypes
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -161,12 +162,12 @@ def fit(
     """
     out = Path(run.out)
     out.mkdir(parents=True, exist_ok=True)
-    set_seed(recipe.seed)
     accelerator = Accelerator(
         mixed_precision="bf16" if autocast(recipe, device_of(run)) else "no",
         cpu=run.device == "cpu",
         dataloader_config=DataLoaderConfiguration(split_batches=True),  # a batch is shared by all processes
     )
+    set_seed(recipe.seed, device_specific=True)  # of two processes, each drops out what it draws
     device = accelerator.device
     keep_freed_memory(device)
     if recipe.batch % accelerator.num_processes:
@@ -277,8 +278,10 @@ def ended(history: list[dict], recipe: Recipe) -> bool:
 
 
 def device_of(run: Run) -> torch.device:
-    """Where a run computes: CUDA when present, unless it asks for the CPU."""
-    return torch.device("cuda" if run.device == "auto" and torch.cuda.is_available() else "cpu")
+    """Where a run computes: CUDA when present, each of several processes on its own; unless it asks for the CPU."""
+    if run.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def _train_epoch(accelerator, model, bar, loss, optimizer, scheduler, average, net) -> float:

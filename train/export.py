@@ -26,6 +26,7 @@ from manet_core.tasks import get_task
 from manet_core.weights import (
     MANIFEST,
     SEGMENT,
+    WeightsError,
     fingerprint,
     load_network,
     manifest_path,
@@ -78,6 +79,14 @@ def entry(run: Path, file: Path) -> dict:
         },
         "figures": {"validation": result["validation"]},
     }
+
+
+def _files(manifest: Path) -> set[str]:
+    """The names of the files with the networks of a manifest; none where it cannot be read."""
+    try:
+        return {entry["file"] for entry in read_manifest(manifest).values()}
+    except (WeightsError, KeyError):
+        return set()
 
 
 def write_onnx(weights: Path, folder: Path) -> Iterator[tuple[Path, float]]:
@@ -142,6 +151,11 @@ def main() -> None:
     name = "resunet" if recipe.verb == "segment" else recipe.model
     tag = args.tag if args.tag is not None else "" if manifest.name == MANIFEST else manifest.stem
     file = manifest.with_name(f"{tag}.{name}.safetensors".removeprefix("."))
+    for other in manifest.parent.glob("*.json"):
+        if other != manifest and file.name in _files(other):
+            raise SystemExit(
+                f"{file} belongs to {other}: choose another --tag, or a manifest of your own by --weights."
+            )
     models = read_manifest(manifest) if manifest.exists() else {}
     start = sha256(Path(recipe.init)) if recipe.init and Path(recipe.init).is_file() else None
     before = models.get(name, {})

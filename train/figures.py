@@ -50,13 +50,14 @@ def validation_curves(runs: list[dict], path: Path) -> None:
 def heatmaps(out: Path, runs: list[dict]) -> Iterator[Path]:
     """Fig. 9: Grad-CAM for the true class, one test X-ray a class, a row for each attention of a backbone.
 
-    The best trial of each network; a figure for each backbone and split, written into `out`. They show X-rays.
+    The trial of each network that is best on validation; a figure for each backbone and split, written into `out`. They
+    show X-rays.
     """
     for split in ("patient", "image"):
         for backbone in dict.fromkeys(split_name(run["model"])[0] for run in runs if run["split"] == split):
             trained = [run for run in runs if run["split"] == split and split_name(run["model"])[0] == backbone]
             best = {}
-            for run in sorted(trained, key=lambda run: (run["predicted"] == run["labels"]).mean(), reverse=True):
+            for run in sorted(trained, key=lambda run: max(run["accuracy"], default=0.0), reverse=True):
                 best.setdefault(run["model"], run)  # of equals, the first trial
             yield _heatmap_grid(out / f"fig9-{backbone}-{split}.png", [best[name] for name in sorted(best)])
 

@@ -33,7 +33,7 @@ from manet_core.tasks import GUIDED, get_task
 
 from . import gain, run_verb
 from .classify import predict, probabilities
-from .data import LungPictures, Pictures
+from .data import LungPictures, Pictures, state
 from .engine import device_of
 from .measures.classification import read_test
 from .measures.heatmaps import heatmap, in_lung
@@ -118,7 +118,7 @@ def read_lesion_heatmaps(recipe: GuidedRecipe, run: Run, net: nn.Module) -> dict
 def measure_stage(recipe: GuidedRecipe, run: Run, folder: Path, heatmaps: int) -> dict:
     """All that the tables say of a finished stage; kept in its folder, as long as its weights are the same."""
     weights, kept = folder / "best.safetensors", folder / "measured.json"
-    asked = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "heatmaps": heatmaps}
+    asked = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "heatmaps": heatmaps, "state": state(run)}
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["asked"] == asked:
@@ -178,8 +178,12 @@ def summarise(found: dict) -> dict:
 
 
 def row_key(row: dict) -> tuple:
-    """Where a row stands: by backbone, seed, stage."""
-    return BACKBONES.index(row["backbone"]), row["seed"], STAGES.index(row["stage"])
+    """Where a row stands: by backbone, seed, stage; then by how stage III guides."""
+    recipe = row["recipe"]
+    return (
+        *(BACKBONES.index(row["backbone"]), row["seed"], STAGES.index(row["stage"])),
+        *(recipe["direct"], recipe["alpha"]),
+    )
 
 
 PLACES = {"val": "validation", "test": "test"}
@@ -292,7 +296,7 @@ def main() -> None:
             group.add_argument("--" + f.name.replace("_", "-"), default=f.default, help=text, **kind)
     add_run_options(p)
     left_out = ("task", "model", "init", "augment", "working", "crop", "sees", "sources", "split")
-    add_options(p, "classify", leave_out=(*left_out, "width", "conventions"))
+    add_options(p, "classify", leave_out=left_out)
     p.set_defaults(recipe="guided")
     args = p.parse_args()
     run, shared = run_from(args), recipe_from(args, "classify")

@@ -22,6 +22,7 @@ from manet_core.weights import SEGMENT, fingerprint, manifest_path, read_manifes
 from . import run_verb
 from .data import read_index
 from .measures.study import options
+from .shards import open_file
 
 FEWEST = 100  # heatmaps of a mean
 
@@ -57,7 +58,7 @@ def main() -> None:
         raise SystemExit(f"{args.data} has {len(images)} validation X-rays; a mean needs {FEWEST}.")
     drawn = np.random.default_rng(0).permutation(images)[: args.films]
     pipeline, models = Pipeline.load(args.weights), read_manifest(args.weights)
-    found = means(tqdm(pipeline.analyze_many([Path(image) for image in drawn]), "reading", len(drawn), unit="X-ray"))
+    found = means(tqdm(pipeline.analyze_many(open_file(image) for image in drawn), "reading", len(drawn), unit="X-ray"))
     found = {name: classes for name, classes in found.items() if classes}
     if not found:
         raise SystemExit(

@@ -44,7 +44,7 @@ from manet_core.weights import load_network, read_manifest, sha256
 from . import classify, figures, run_verb, tables
 from .benchmark import benchmark_mask_attention
 from .complexity import last_map, table_3
-from .data import lung_pictures, read_index, split_by_image
+from .data import lung_pictures, read_index, split_by_image, state
 from .engine import device_of
 from .measures.markdown import write_among_papers
 from .measures.segmentation import measure_masks
@@ -135,7 +135,7 @@ def finished_runs(out: Path, run: Run, shipped: list[str]) -> list[dict]:
         try:
             recipe = Recipe.of(json.loads(path.read_text(encoding="utf-8"))["settings"])
             accuracy = pd.read_csv(path.with_name("log.csv")).accuracy.to_list()
-            cached = path.with_name(f"test-{sha256(weights)[:12]}.npy")
+            cached = path.with_name(f"test-{sha256(weights)[:12]}-{state(run)}.npy")
         except (OSError, ValueError, KeyError, AttributeError) as error:
             print(f"{path.parent} holds no whole training and is left out ({error}).")
             continue
@@ -151,7 +151,7 @@ def finished_runs(out: Path, run: Run, shipped: list[str]) -> list[dict]:
                 raise SystemExit(
                     f"There are no weights of {model} for the five classes in {run.weights}: leave it out of --shipped."
                 )
-            cached = out / "shipped" / f"{model}-{entry['sha256'][:12]}.npy"
+            cached = out / "shipped" / f"{model}-{entry['sha256'][:12]}-{state(run)}.npy"
             load = partial(load_network, run.weights, model, refitted=False)
             add("patient", model, 0, recipe, load, cached, [])
     return found
@@ -202,7 +202,7 @@ def main() -> None:
         help="copy what shows no X-ray there: results/paper, which also fills the table of docs/papers.md",
     )
     add_run_options(p)
-    add_options(p, "classify", leave_out=("task", "model", "split", "seed", "width", "conventions"))
+    add_options(p, "classify", leave_out=("task", "model", "split", "seed"))
     args = p.parse_args()
     run, out = run_from(args), Path(args.out)
     if not args.report:

@@ -43,7 +43,7 @@ class Recipe:
         AUGMENTATIONS,
     )
     balance: float = setting(0.0, "1: each source of a class equally often; 0: each X-ray equally often")
-    balance_classes: bool = setting(False, "each class equally often")
+    balance_classes: bool = setting(False, "each label equally often; a pneumonia without a germ is one of its own")
     label_smoothing: float = setting(0.0, "share of the target that is spread over all classes")
     ema: float = setting(0.0, "decay a step of the moving average of weights that is kept; 0: the last weights")
     select: str = setting(
@@ -165,12 +165,19 @@ RECIPES = {
 }  # fmt: skip
 
 
+_UNKNOWN_TO = {  # settings that a verb does not have
+    "segment": ("task", "model", "split", "sees", "sources", "crop", "working", "imagenet", "label_smoothing",
+                "balance_classes"),
+    "classify": ("width", "conventions"),
+}  # fmt: skip
+
+
 def add_options(parser: argparse.ArgumentParser, verb: str, leave_out: tuple[str, ...] = ()) -> None:
     """`--recipe` and one option for every setting of a "classify" or "segment" training, save those left out."""
     parser.add_argument("--recipe", choices=RECIPES[verb], default="paper", help="settings to begin with")
     group = parser.add_argument_group("recipe", "single settings, which override those of --recipe")
     for f in fields(Recipe):
-        if f.name in leave_out or verb == "segment" and f.name in ("task", "model", "split", "sees"):
+        if f.name in (*leave_out, *_UNKNOWN_TO[verb]):
             continue
         option, default = "--" + f.name.replace("_", "-"), getattr(PAPER[verb], f.name)
         text = f"{f.metadata['help']} (the paper's recipe: {default})".replace("%", "%%")

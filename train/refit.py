@@ -17,6 +17,7 @@ the outcome.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from manet_core import list_models
 from manet_core.preprocess import View
 from manet_core.tasks import get_task
-from manet_core.weights import load_network, read_manifest, sha256, write_manifest
+from manet_core.weights import load_network, manifest_path, read_manifest, sha256, write_manifest
 
 from . import run_verb
 from .data import LungPictures, Pictures, predicted_lungs
@@ -132,7 +133,7 @@ def refit_network(args: argparse.Namespace, name: str, entry: dict) -> dict:
         print(f"  {said}: {figures}{' (kept)' if which == (kept or 'as trained') else ''}", flush=True)
 
     entry = {key: value for key, value in entry.items() if key != "last_layer"}
-    path = args.weights / f"{name}.last_layer.safetensors"
+    path = manifest_path(args.weights).with_name(f"{Path(entry['file']).stem}.last_layer.safetensors")
     if kept is None:
         path.unlink(missing_ok=True)
         return entry | calibrated(logits[~train], labels[~train], sources[~train])

@@ -60,22 +60,23 @@ def train(recipe: Recipe, run: Run) -> dict:
     else:
         from .augment import augmentation  # not before: the broad augmentation needs no albumentations
 
-        train_set = LungPictures("segment", pictures, train_rows, pictures.masks, augmentation(10, False), recipe.seed)
+        if recipe.augment in ("masks", "flip"):
+            raise SystemExit(
+                f"A segmenter is not augmented by {recipe.augment!r}: choose paper, robust, style or broad."
+            )
+        steps = augmentation(10, False, recipe.augment)
+        train_set = LungPictures("segment", pictures, train_rows, pictures.masks, steps, recipe.seed)
     val_set = LungPictures("segment", pictures, val_rows, pictures.masks)
     sources = index.source.to_numpy()[val_rows]
-    generator, layout = torch.Generator(device), memory_format(recipe, device)
-    drawn_for = -1  # the epoch that the generator was seeded for
+    draws, layout = broad.Draws(recipe.seed, device), memory_format(recipe, device)
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
-        nonlocal drawn_for
         if not on_device:
             image, mask = batch
             return dice_loss(net(image.to(memory_format=layout)), mask)
-        if drawn_for != train_set.epoch:
-            drawn_for = train_set.epoch
-            generator.manual_seed(recipe.seed * 100_003 + drawn_for)
         image, mask, boxes, output = batch
         with torch.autocast(device.type, enabled=False):
+            generator = draws.of(train_set.epoch)
             image, mask = broad.broad(image.float() / 255, mask.float(), boxes, recipe.size, generator, False)
             image = (broad.shown(image, mask, "whole") + 1) / 2
         logits = net(image.to(memory_format=layout), every_convention=True)

@@ -8,7 +8,6 @@ it is not known.
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from sklearn.metrics import classification_report, confusion_matrix
 
 from manet_core import CLASSES, list_models
@@ -16,7 +15,7 @@ from manet_core.networks.registry import split_name
 
 from .measures.markdown import percent
 from .measures.segmentation import read_masks
-from .measures.statistics import bootstrap_weights, interval
+from .measures.statistics import bootstrap_weights, interval, spread
 from .recipe import Recipe
 
 # MANet, Table 2: mean test accuracy of three trials, %
@@ -71,21 +70,6 @@ def pairs_of(of: list[dict], to: list[dict]) -> list[tuple[dict, dict]]:
     return max(groups, key=len, default=[])
 
 
-def spread(by_trial: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Replicates (R,) of a mean over trials, from those of each trial (T, R), with trials drawn with replacement.
-
-    So few trials, drawn from themselves, vary too little: their deviations are stretched to the width that Student's t
-    gives them (the expanded percentile interval of Hesterberg 2015). One trial tells nothing of its spread.
-    """
-    trials, replicates = by_trial.shape
-    mean = by_trial.mean(0)
-    if trials == 1:
-        return mean
-    stretch = stats.t.ppf(0.975, trials - 1) / stats.norm.ppf(0.975) * np.sqrt(trials / (trials - 1))
-    drawn = np.random.default_rng(seed).integers(trials, size=(trials, replicates))
-    return mean + stretch * (np.take_along_axis(by_trial, drawn, 0).mean(0) - mean)
-
-
 def difference(pairs: list[tuple[dict, dict]]) -> dict | None:
     """Accuracy of a network minus that of another, paired by seed and by X-ray; None without a pair.
 
@@ -127,7 +111,7 @@ def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -
                 },
                 "curve": {trial: curve.tolist() for trial, curve in curves.items()},
             }
-        best = max(here, key=lambda run: correct(run).mean())
+        best = max(here, key=lambda run: max(run["accuracy"], default=0.0))  # on validation
         out["splits"][split] = {
             "pictures": {
                 label: {s: int(((index.label == label) & (index.split == s)).sum()) for s in ("train", "val", "test")}
@@ -353,7 +337,7 @@ def markdown(results: dict) -> str:
 
     for split, part in results["splits"].items():
         best, report = part["best"], part["best"]["report"]
-        title = f"`{best['model']}`, trial {best['trial']}, {SPLITS[split]}"
+        title = f"`{best['model']}`, trial {best['trial']}, the best on validation, {SPLITS[split]}"
         lines += [f"## Table 4: {title}", ""]
         rows = [
             [label, *(f"{100 * report[label][key]:.1f}" for key in ("precision", "recall", "f1-score")),

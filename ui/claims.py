@@ -46,7 +46,7 @@ class Claims:
         return {s: f for s, f in found.items() if s in _PLACES and set(f["models"]) == asked and asked <= self._known}
 
     def on(self, task: Task, analysis: Analysis) -> str:
-        """A sentence on the class that all networks of a task claim: on how many X-rays with and without it they do."""
+        """On the class that all networks of a task claim: for how many X-rays they do, and how often rightly."""
         (name,) = analysis.votes_of(task.name)
         unknown = []
         for split, place in _PLACES.items():
@@ -59,6 +59,8 @@ class Claims:
             told = f"On {place}, this was claimed for {found}"
             if claim.get("others", 0) >= _FEWEST:
                 told += f" and, wrongly, for {_percent(claim['wrongly'])} of the others (n = {claim['others']})"
+            if claim.get("claimed", 0) >= _FEWEST:
+                told += f". Of these claims, {_percent(claim['right'])} were right (n = {claim['claimed']})"
             return " ".join([*unknown, f"{told}."])
         return "How often these networks are right when they agree on this was not measured."
 

@@ -43,8 +43,9 @@ EMPTY = """
 <li><b>Classification:</b> each network is shown the lungs alone, or the whole X-ray where its paper has it so, and
 gives each of its classes a probability.</li>
 <li><b>Heatmaps:</b> where in the picture a network found evidence for a class.</li></ol>
-<p class="small">The X-ray stays on the computer that runs this page. The file is deleted as soon as it is read,
-and no name, date or history is kept.</p>
+<p class="small">The X-ray stays on the computer that runs this page. The uploaded file is deleted as soon as it is
+read; the last ten films and their readings stay in its memory until shortly after this page is closed, and on no disk.
+Nothing of a DICOM header is kept.</p>
 </section>
 """
 

@@ -8,13 +8,13 @@ from ..recipe import Recipe
 from .external import external, rows_of
 from .groups import by_group
 from .markdown import compared, percent, table
-from .statistics import accuracy, bootstrap_weights, confusions, group_means, interval, macro_f1
+from .statistics import accuracy, bootstrap_weights, confusions, group_means, interval, macro_f1, spread
 from .study import NotMeasured, Readings, Study
 
 TITLE = "Controls: what it takes no lung tissue to answer"
 TEXT = """\
-Trained by one recipe; only what they see differs. Several seeds are averaged, and intervals resample seeds as well as
-patients. Points below the network that sees the lungs: how much it gains by seeing them."""
+By one recipe; they differ in what they see (the model card says what else does). Several seeds are averaged, and
+intervals resample seeds as well as patients. Points below the network that sees the lungs are what it gains by them."""
 SHOWN = {
     "lungs": "the lungs",
     "whole": "the whole picture",
@@ -30,6 +30,11 @@ FIGURES = {
     "test_groups": "test: mean over classes and sources",
     "external_groups": "external: mean over classes and sources",
 }
+
+
+def conditions(recipe: Recipe) -> dict:
+    """What controls have in common, but for "sees": all settings, and whether they started from other weights."""
+    return {"model": recipe.model, "pretrained": recipe.init is not None} | recipe.shared()
 
 
 def figures(readings: Readings) -> dict[str, tuple[float, np.ndarray]]:
@@ -55,9 +60,7 @@ def figures(readings: Readings) -> dict[str, tuple[float, np.ndarray]]:
 
 def over_seeds(runs: list[tuple[float, np.ndarray]], seed: int) -> tuple[float, np.ndarray]:
     """Mean of one figure over trainings with other seeds, and its replicates, which draw the seeds as well."""
-    drawn = np.stack([replicates for _, replicates in runs])  # (S, R)
-    chosen = np.random.default_rng(seed).integers(len(runs), size=drawn.shape)
-    return float(np.mean([value for value, _ in runs])), np.take_along_axis(drawn, chosen, 0).mean(0)
+    return float(np.mean([value for value, _ in runs])), spread(np.stack([replicates for _, replicates in runs]), seed)
 
 
 def needless(blind: tuple, seen: tuple, chance: tuple) -> dict[str, float]:
@@ -81,7 +84,7 @@ def compare(runs: list[tuple[Recipe, Readings]]) -> dict:
         averaged[sees] = {name: over_seeds([run[name] for run in each], number) for name in each[0]}
         test = mine[0][1].split("test") & mine[0][1].labelled
         out[sees] = {
-            "settings": {"model": mine[0][0].model} | mine[0][0].shared(),
+            "settings": conditions(mine[0][0]),
             "seeds": sorted(recipe.seed for recipe, _ in mine),
             "n": int(test.sum()),
             **{name: interval(*figure) for name, figure in averaged[sees].items()},
@@ -144,7 +147,7 @@ def measure(study: Study) -> dict:
     runs = [(recipe, readings) for _, recipe, readings in study.runs(study.controls) if readings.task.exclusive]
     if not runs:
         raise NotMeasured(f"there is no finished training in {study.controls}")
-    recipes = {str(sorted({"model": r.model, **r.shared(), "sees": ""}.items())) for r, _ in runs}
+    recipes = {str(sorted((conditions(recipe) | {"sees": ""}).items())) for recipe, _ in runs}
     if len(recipes) > 1:
         raise NotMeasured(f"the trainings in {study.controls} differ in more than what they see and their seeds")
     return compare(runs)

@@ -30,7 +30,7 @@ def near_duplicates(images: np.ndarray, index: pd.DataFrame, bits: int, closenes
     small = np.stack([resize(image, (64, 64), anti_aliasing=True).ravel() for image in images])
     small = small - small.mean(1, keepdims=True)
     small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-9)
-    split = index.split.to_numpy()
+    split = apart(index).to_numpy()
     found = []
     for a in range(len(hashes)):
         distance = np.abs(hashes[a + 1 :] - hashes[a]).sum(1)
@@ -41,9 +41,14 @@ def near_duplicates(images: np.ndarray, index: pd.DataFrame, bits: int, closenes
     return pd.DataFrame(found, columns=["a", "b", "bits", "correlation"])
 
 
+def apart(index: pd.DataFrame) -> pd.Series:
+    """The split of each row, of which a pretraining is a part of the training."""
+    return index.split.replace("pretrain", "train")
+
+
 def crossing_patients(index: pd.DataFrame) -> list[str]:
     """Patients that are in more than one split."""
-    splits = index.groupby("patient").split.nunique()
+    splits = apart(index).groupby(index.patient).nunique()
     return sorted(splits.index[splits > 1])
 
 
@@ -51,7 +56,7 @@ def measure(study: Study) -> dict:
     """Patients and near-duplicates that cross the splits."""
     pictures = study.pictures()
     pairs = near_duplicates(pictures.images, pictures.index, bits=6)
-    split, label = pictures.index.split.to_numpy(), pictures.index.label.to_numpy()
+    split, label = apart(pictures.index).to_numpy(), pictures.index.label.to_numpy()
     kinds = [" – ".join(sorted((split[a], split[b]))) for a, b in zip(pairs.a, pairs.b)]
     return {
         "patients_crossing": len(crossing_patients(pictures.index)),

@@ -10,10 +10,10 @@ from .study import SPLITS, NotMeasured, Readings, Study
 TITLE = "Sensitivity by class and source"
 TEXT = """\
 Sensitivity of each class in each source, % (95 % CI). Where the label allows several classes (unspecified pneumonia:
-bacterial or viral), each of them is right. The mean over groups weighs every class of every source alike, the mean over
-classes every class. *Read as*: share of X-rays with a right class, for pneumonia any pneumonia; specificity: share that
-is read neither as COVID-19 nor as tuberculosis. Films of NIH, under three names, are new films of a hospital of the
-training data, not external ones."""
+bacterial or viral), each of them is right. The mean over groups weighs every class of every source alike of which there
+are at least ten patients, the mean over classes every class. *Read as*: share of X-rays with a right class, for
+pneumonia any pneumonia; specificity: share that is read neither as COVID-19 nor as tuberculosis. Films of NIH, under
+three names, are new films of a hospital of the training data, not external ones."""
 
 NIH = ("nih", "nih_more", "rsna_normal")  # one hospital under three names
 PNEUMONIA = ("Bacterial pneumonia", "Viral pneumonia", "Pneumonia (unspecified)")
@@ -27,6 +27,7 @@ COHORTS = {
     "children with pneumonia": (PNEUMONIA, lambda source: people_of(source) == "children"),
 }
 ELSE = ("COVID-19", "Tuberculosis")  # what a healthy person must not be told
+LEAST = 10  # patients of a group, below which it does not count in the mean over groups; all do where all are smaller
 
 
 def by_group(readings: Readings, rows: np.ndarray) -> tuple[dict, np.ndarray]:
@@ -54,10 +55,11 @@ def by_group(readings: Readings, rows: np.ndarray) -> tuple[dict, np.ndarray]:
     ]
     of_class = np.stack([readings.labelled[rows] & (readings.truth[rows] == k) for k in range(len(task.classes))], 1)
     there = of_class.any(0)
-    values, drawn = group_means(right.astype(float), members, weights)
+    enough = np.array([group["patients"] >= LEAST for group in groups])
+    values, drawn = group_means(right.astype(float), members[:, enough if enough.any() else ~enough], weights)
     class_values, class_drawn = group_means(right.astype(float), of_class[:, there], weights)
     names = [name for name, any_ in zip(task.classes, there) if any_]
-    means = np.stack([_mean(drawn), _mean(class_drawn)], 1)
+    means = np.stack([drawn.mean(1), class_drawn.mean(1)], 1)  # NaN where a draw has nobody of a group
     return {
         "n": int(rows.sum()),
         "patients": len(np.unique(patients)),
@@ -69,12 +71,6 @@ def by_group(readings: Readings, rows: np.ndarray) -> tuple[dict, np.ndarray]:
         },
         "class_mean": interval(class_values.mean(), means[:, 1]) if len(names) else None,
     }, means
-
-
-def _mean(drawn: np.ndarray) -> np.ndarray:
-    """Mean (R,) over the groups that a draw (R, G) has."""
-    there = np.isfinite(drawn)
-    return np.where(there, drawn, 0).sum(1) / np.maximum(there.sum(1), 1)
 
 
 def cohorts(readings: Readings, rows: np.ndarray) -> dict:

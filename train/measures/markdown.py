@@ -5,8 +5,9 @@ from pathlib import Path
 
 
 def percent(figure: dict[str, float]) -> str:
-    """An interval as "84.1 (81.2–86.9)", in percent."""
-    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})"
+    """An interval as "84.1 (81.2–86.9)", in percent; with "to" where a bound is negative."""
+    value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})" if "-" in low + high else f"{value} ({low}–{high})"
 
 
 def number(figure: dict[str, float], digits: int = 3) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, rankdata
+from scipy.stats import binomtest, norm, rankdata, t
 
 
 def bootstrap_weights(patients: np.ndarray, replicates: int = 2000, seed: int = 0) -> np.ndarray:
@@ -68,6 +68,21 @@ def group_means(values: np.ndarray, members: np.ndarray, weights: np.ndarray) ->
         return values @ inside / inside.sum(0), weights @ (values[:, None] * inside) / np.where(drawn, drawn, np.nan)
 
 
+def spread(by_trial: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Replicates (R,) of a mean over trials, from those of each trial (T, R), with trials drawn with replacement.
+
+    So few trials, drawn from themselves, vary too little: their deviations are stretched to the width that Student's t
+    gives them (the expanded percentile interval of Hesterberg 2015). One trial tells nothing of its spread.
+    """
+    trials, replicates = by_trial.shape
+    mean = by_trial.mean(0)
+    if trials == 1:
+        return mean
+    stretch = t.ppf(0.975, trials - 1) / norm.ppf(0.975) * np.sqrt(trials / (trials - 1))
+    drawn = np.random.default_rng(seed).integers(trials, size=(trials, replicates))
+    return mean + stretch * (np.take_along_axis(by_trial, drawn, 0).mean(0) - mean)
+
+
 def auroc(scores: np.ndarray, positive: np.ndarray, patients: np.ndarray, replicates: int = 1000) -> dict:
     """How well `scores` (N,) rank the `positive` (N,) bool above the rest: {"value", "low", "high", "n", "of"}.
 
@@ -102,10 +117,10 @@ def accuracy(confusion: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Unweighted mean F1 (...) over the K classes of confusion matrices (..., K, K), rows the truth."""
-    hit = np.diagonal(confusion, axis1=-2, axis2=-1)
+    """Unweighted mean F1 (...) over those of K classes that somebody has; confusion (..., K, K), rows the truth."""
+    hit, there = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1) > 0
     f1 = 2 * hit / np.maximum(confusion.sum(-1) + confusion.sum(-2), 1e-12)
-    return f1.mean(-1)
+    return (f1 * there).sum(-1) / there.sum(-1)
 
 
 def even_sample(*kinds: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
