@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manet_core import list_models
-
 if TYPE_CHECKING:
     from ui.cases import CaseList
 
@@ -31,6 +29,23 @@ def nothing_to_collect() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def check_models(models: list[str], weights: Path) -> None:
+    """Nothing, if `models` are classifiers of the manifest; if that cannot be read, the page says so.
+
+    Raises:
+        SystemExit: one of them is not; one sentence that says which, and what there is.
+    """
+    from manet_core.weights import SEGMENT, WeightsError, read_manifest
+
+    try:
+        entries = read_manifest(weights)
+    except WeightsError:
+        return
+    known = [name for name, entry in entries.items() if entry.get("task") != SEGMENT]
+    if unknown := [name for name in models if name not in known]:
+        raise SystemExit(f"There are no weights of {unknown[0]!r}; choose from: {', '.join(known) or 'none'}.")
 
 
 def case_list(path: Path, weights: Path, models: list[str] | None) -> CaseList:
@@ -65,9 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--models",
         nargs="+",
-        choices=list_models(),
         metavar="MODEL",
-        help="run these alone (default: all with weights)",
+        help="run these of the manifest alone (default: all with weights)",
     )
     parser.add_argument(
         "--auth", type=Path, metavar="FILE", help="ask for a name and password, a line NAME:PASSWORD each"
@@ -85,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
             from ui.server import accounts, serve  # takes seconds, in which a Ctrl-C may come
     except KeyboardInterrupt:
         return
+    if args.models:
+        check_models(args.models, args.weights)
     users = accounts(args.auth) if args.auth else None
     cases = case_list(args.cases, args.weights, args.models) if args.cases else None
     serve(args.host, args.port, args.weights, args.models, users, args.mcp, tuple(args.name), cases)

@@ -26,6 +26,7 @@ from manet_core.phantom import phantom
 from manet_core.pipeline import DISCLAIMER
 from manet_core.tasks import get_task
 from manet_core.weights import read_manifest
+from ui import batch
 from ui.claims import Claims
 from ui.networks import Networks, results_of
 from ui.opinion import PHANTOMS
@@ -421,6 +422,23 @@ def test_many_xrays(server, page, phantom_png, phantom_dicom, text_file, tmp_pat
     page.set_input_files("#batch-drop input[type=file]", tmp_path / "films.zip")
     page.wait_for_selector("#batch th >> text=inside.png")
     expect(page.locator("#batch button.open")).to_have_count(0)
+
+
+def test_columns_of_numbers_sort_as_numbers(page):
+    """Without a server: the table and its script alone."""
+    values = {"b.png": 0.28125, "d.png": 1.0, "a.png": 0.2501220703125, "c.png": 0.5}
+    read = {"votes": {"Normal": 1}, "networks": 1, "names": ["Normal"]}
+    rows = [
+        {"file": name, "consensus": {"manet": read | {"means": [value]}}, "lung_area": value}
+        | {"withheld": [], "warnings": [], "thumbnail": "data:,"}
+        for name, value in values.items()
+    ]
+    page.set_content(batch.table(rows, len(rows), running=True))
+    page.evaluate("script => new Function('element', script)(document.body)", batch._TABLE)
+    for column in ("mean probability", "lung area"):
+        for names in (sorted(values), sorted(values, reverse=True)):
+            page.click(f"th button:text-is('{column}')")
+            assert page.locator("tbody th").all_inner_texts() == names
 
 
 def test_many_xrays_can_be_stopped(server, page, tmp_path):

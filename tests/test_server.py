@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from test_app import _files
 
+from manet_core.weights import read_manifest, write_manifest
 from ui import gate, networks
 from ui.benchmark import load
 from ui.gate import Gate, patient
@@ -154,6 +155,17 @@ def test_nothing_but_an_upload_is_read(server, ask, call, picture):
     assert status == 200 and Path(path).is_relative_to(server[1])
     assert ask("GET", f"/gradio_api/file={path}")[0] == 404
     assert "readings" in call("analyze", [{"path": path, "meta": {"_type": "gradio.FileData"}}])
+    assert not _files(server[1])
+
+
+def test_the_same_file_sent_twice_is_two_files(server, ask, call, picture):
+    """Or the first who reads it would delete it for the second."""
+    paths = [json.loads(_upload(ask, "same.png", picture.read_bytes())[1])[0] for _ in range(2)]
+    assert len(set(paths)) == 2 and {Path(path).name for path in paths} == {"same.png"}
+    assert all(Path(path).read_bytes() == picture.read_bytes() for path in paths)
+    for left, path in enumerate(reversed(paths)):
+        assert len(_files(server[1])) == 2 - left
+        assert "readings" in call("analyze", [{"path": path, "meta": {"_type": "gradio.FileData"}}])
     assert not _files(server[1])
 
 
@@ -466,3 +478,20 @@ def test_a_port_is_a_number_of_a_port(port, capsys):
     with pytest.raises(SystemExit) as error:
         app.main(["--port", port])
     assert error.value.code == 2 and "from 1 to 65535" in capsys.readouterr().err
+
+
+def test_the_models_that_are_asked_for_are_those_of_the_manifest(random_weights, tmp_path, monkeypatch):
+    """Whatever it calls them; one that has none is refused with a sentence before the page starts."""
+    import app
+
+    asked = []
+    monkeypatch.setattr(app, "nothing_to_collect", nullcontext)
+    monkeypatch.setattr("ui.server.serve", lambda host, port, weights, models, *_: asked.append(models))
+    entries = read_manifest(random_weights)
+    write_manifest(tmp_path, {"resunet": entries["resunet"], "our own": entries["efficientnet_lite0_ma"]})
+    app.main(["--weights", str(tmp_path), "--models", "our own"])
+    app.main(["--weights", str(tmp_path / "nowhere"), "--models", "resnet34"])  # of which the page tells
+    assert asked == [["our own"], ["resnet34"]]
+    for name in ("resnet34", "resunet"):
+        with pytest.raises(SystemExit, match=rf"^There are no weights of '{name}'; choose from: our own\.$"):
+            app.main(["--weights", str(tmp_path), "--models", "our own", name])

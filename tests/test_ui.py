@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ import torch
 from conftest import wait_until
 from PIL import Image
 
-from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier, preprocess
+from manet_core import CLASSES, Analysis, Reading, WeightsError, XRay, XRayError, create_classifier, explain, preprocess
+from manet_core.explain.gradcam import grad_cam
 from manet_core.files.stored import Spacing, Stored
 from manet_core.lungs import Lungs
 from manet_core.networks.runtime import runtime_of
@@ -33,9 +35,12 @@ from manet_core.tasks import get_task
 from manet_core.weights import read_manifest, write_manifest
 from ui import batch, render, startup, teach, viewer
 from ui.claims import Claims, claimed, summary
+from ui.endpoints import add_endpoints
 from ui.models import models_page, reliability_svg
 from ui.networks import Film, Networks, results_of
 from ui.newest import Newest, Superseded
+from ui.opinion import OpinionTab
+from ui.shelves import Picture, Shelved, Shelves
 from ui.startup import gr
 from ui.uploads import Uploads
 
@@ -145,7 +150,8 @@ def test_what_is_computed_again_equals_what_came_from_the_file(networks, explain
     assert [step for step, _ in done] == sorted(step for step, _ in done) and done[-1] == (4, 4)
 
 
-def test_a_slow_explainer_lets_others_go_first(networks):
+@pytest.mark.parametrize("name", [name for name in explain.list_explainers() if explain.get_explainer(name).slow])
+def test_a_slow_explainer_lets_others_go_first(networks, name):
     x, read = phantom(128), []
     film = networks.keep(x, networks.analyze(x))
 
@@ -156,10 +162,28 @@ def test_a_slow_explainer_lets_others_go_first(networks):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):  # whatever is raised there ends the work
-        networks.again(film, ["efficientnet_lite0"], progress, explainer="scorecam")
+        networks.again(film, ["efficientnet_lite0"], progress, explainer=name)
     for name, reading in film.analysis.readings.items():
         assert read[0].readings[name].probabilities == reading.probabilities
     assert networks.analyze(x).readings.keys() == film.analysis.readings.keys()
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_slow_explainer_has_modules_of_its_own_and_no_copy_of_the_weights(networks, monkeypatch, random):
+    """VGG-16 has half a gigabyte of them."""
+    film, seen = networks.keep(phantom(128), networks.analyze(phantom(128))), []
+
+    def probe(net, image, mask, features):
+        seen.append(net)
+        return grad_cam(net, features)
+
+    monkeypatch.setitem(explain._EXPLAINERS, "probe", explain.Explainer("probe", "Probe", probe, slow=True))
+    networks.again(film, ["resnet34_ma"], random=random, explainer="probe")
+    net = (networks._random if random else networks.get()).classifiers["resnet34_ma"]
+    own, shared = set(seen[0].modules()), {id(tensor) for tensor in (*net.parameters(), *net.buffers())}
+    assert own.isdisjoint(net.modules()) and len(own) == len(list(net.modules()))
+    assert {id(tensor) for tensor in (*seen[0].parameters(), *seen[0].buffers())} == shared
+    assert not any(tensor.requires_grad for tensor in net.parameters()), "their gradients would be shared, too"
 
 
 def test_little_is_kept_of_a_large_film(networks):
@@ -230,6 +254,56 @@ def test_older_work_tells_nothing_once_there_is_newer():
     with pytest.raises(Superseded):
         late.extend(older)
     assert late == []
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_film_that_is_shown_again_ends_what_was_asked_of_another(networks, monkeypatch, tmp_path, beside):
+    """What was asked of the first film is told of none but that; a second beside it does not change which is shown."""
+    shelves, request = Shelves(), SimpleNamespace(session_hash="page", username=None)
+    with gr.Blocks():
+        tab = OpinionTab(networks, Uploads(tmp_path), Newest(), gr.State(), shelves)
+        tab.connect([])
+    shelf = shelves.of("page")
+    for key in ("first", "second"):
+        film = networks.keep(phantom(128), networks.analyze(phantom(128), models=["resnet34_ma"]), f"{key}.png", key)
+        shelves.put(shelf, key, Shelved(Picture("{}", b""), film, unread=key == "second"))
+    first, shelf.shown = shelf.films["first"].film, "first"
+    started, go, again = threading.Event(), threading.Event(), networks.again
+
+    def slow(*args, **options) -> Analysis:
+        started.set()
+        assert go.wait(60)
+        return again(*args, **options)
+
+    monkeypatch.setattr(networks, "again", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(lambda: list(tab._ask(first, ["manet"], "layercam", request)))
+        assert started.wait(60)
+        shown = tab._open(SimpleNamespace(_data={"film": "second", "beside": beside}), request)
+        go.set()
+        answers = [answer for answer in asked.result(60) if tab.found in answer]
+    assert shelf.shown == ("first" if beside else "second")
+    if beside:
+        assert answers[0][tab.found].key == "first" and answers[0][tab.explainer] == "layercam"
+        assert json.loads(answers[0][tab.layers])["film"] == "first"
+    else:
+        assert shown[tab.found].key == "second" and shown[tab.progress] == "" and tab.readings not in shown
+        assert answers == [] and shelf.films["first"].film is first
+
+
+def test_a_manifest_may_name_its_networks_as_it_likes(random_weights, tmp_path):
+    """And need not repeat the classes of their tasks."""
+    for path in random_weights.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    entries = read_manifest(random_weights)
+    named = {key: value for key, value in entries["efficientnet_lite0_ma"].items() if key != "classes"}
+    write_manifest(tmp_path / "own.json", {"resunet": entries["resunet"], "our own": named})
+    with gr.Blocks() as page:
+        add_endpoints(Networks(tmp_path / "own.json"), Uploads(tmp_path))
+    (listed,) = (function.fn for function in page.fns.values() if function.api_name == "models")
+    (told,) = listed()
+    assert (told["name"], told["backbone"], told["attention"]) == ("our own", "efficientnet_lite0", "ma")
+    assert told["classes"] == list(CLASSES) and told["task"] == "manet"
 
 
 def test_random_networks_have_the_classes_of_their_tasks(networks):
@@ -917,22 +991,14 @@ def test_bad_upload_is_deleted_too(tmp_path, upload):
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
-def test_same_upload_twice_at_once(tmp_path, upload, png):
-    uploads, sent = Uploads(tmp_path / "uploads"), upload(png)
-    assert uploads.read(sent) is uploads.read(sent)
-    uploads._forget(next(iter(uploads._recent)))
-    with pytest.raises(XRayError):
-        uploads.read(sent)
-
-
-def test_uploads_keep_few(tmp_path, upload, png):
-    uploads = Uploads(tmp_path / "uploads", keep=2)
-    for name in "abc":
-        path = tmp_path / "uploads" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(png)
-        uploads.read({"path": str(path)})
-    assert len(uploads._recent) == 2
+def test_an_upload_is_read_once_and_nothing_of_it_is_remembered(tmp_path, upload, png):
+    """Neither the picture nor that there was none."""
+    uploads = Uploads(tmp_path / "uploads")
+    for _ in range(2):
+        sent = upload(png)
+        assert uploads.read(sent).pixels.shape == (96, 96)
+        with pytest.raises(XRayError):
+            uploads.read(sent)
 
 
 @pytest.mark.parametrize("sent", [None, {}, {"path": None}, {"path": "/etc/hostname"}, {"path": "uploads/../x"}])

@@ -60,6 +60,7 @@ element.addEventListener('click', event => {
   const up = head.getAttribute('aria-sort') !== 'ascending', column = head.cellIndex;
   for (const other of head.parentElement.querySelectorAll('th')) other.setAttribute('aria-sort', 'none');
   head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+  // Digits are compared as whole numbers, those after a point too: all cells have equally many of these.
   const value = row => row.cells[column].dataset.sort ?? row.cells[column].innerText;
   const body = head.closest('table').tBodies[0];
   body.append(...[...body.rows].sort((a, b) =>
@@ -351,8 +352,8 @@ def _line(r: dict, tasks: list[str]) -> str:
         cells += f"<td{unsaid}>{escape(_claim(found))}</td>"
         cells += f'<td data-sort="{max(found["votes"].values(), default=0)}">{escape(votes)}</td>'
         means = " / ".join(f"{mean:.0%}" for mean in found["means"])
-        cells += f'<td data-sort="{max(found["means"], default=0)}">{means}</td>'
+        cells += f'<td data-sort="{max(found["means"], default=0):.6f}">{means}</td>'
     return (
         f'<tr><td><img src="{r["thumbnail"]}" alt=""></td>{name}{cells}'
-        f'<td data-sort="{r["lung_area"]}">{r["lung_area"]:.0%}</td><td>{escape(" ".join(r["warnings"]))}</td></tr>'
+        f'<td data-sort="{r["lung_area"]:.6f}">{r["lung_area"]:.0%}</td><td>{escape(" ".join(r["warnings"]))}</td></tr>'
     )

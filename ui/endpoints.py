@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from manet_core import WeightsError, XRayError
 from manet_core.networks.registry import split_name
+from manet_core.weights import task_of
 
 from . import batch
 from .networks import ANALYSES, BATCHES, Networks
@@ -74,14 +75,15 @@ def add_endpoints(networks: Networks, uploads: Uploads) -> None:
             raise gr.Error(str(error), print_exception=False) from None
         found = []
         for name in pipeline.models:
-            entry, (backbone, attention) = pipeline.entries[name], split_name(name)
+            entry = pipeline.entries[name]
+            backbone, attention = split_name(entry["network"]["name"])  # `name` is the manifest's own
             found.append(
                 {
                     "name": name,
                     "task": entry["task"],
                     "backbone": backbone,
                     "attention": attention,
-                    "classes": list(entry["classes"]),
+                    "classes": list(task_of(name, entry).classes),
                     "input_size": entry["preprocessing"]["size"],
                     "temperature": entry["temperature"],
                     "sha256": pipeline.hashes[name],

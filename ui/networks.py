@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -230,12 +229,12 @@ class Networks:
     def _in_steps(
         self, x: XRay, random: bool, models: list[str], progress: Callable[[float, int], None] | None, **options
     ) -> Analysis:
-        """As `analyze`, but others have their turn at every step of a slow explainer, which works on copies."""
+        """As `analyze`, but others have their turn at every step of a slow explainer.
+
+        That they run the same networks meanwhile does no harm: the pipeline gives the explainer modules of its own,
+        and nobody writes into their tensors, which are shared.
+        """
         pipeline = self.get()
-        if random:
-            with self._turn:
-                pipeline = self._randomised(pipeline)
-        nets = {name: deepcopy(pipeline.classifiers[name]) for name in models}
 
         def step(done: float, count: int) -> None:
             self._turn.release()
@@ -247,15 +246,16 @@ class Networks:
                 self._turn.acquire()
 
         with self._turn:
-            own = Pipeline(pipeline.segmenter, nets, pipeline.entries)
-            return own.analyze(x, models=models, progress=step, **options)
+            if random:
+                pipeline = self._randomised(pipeline)
+            return pipeline.analyze(x, models=models, progress=step, **options)
 
     def _randomised(self, pipeline: Pipeline) -> Pipeline:
         if self._random is None:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 nets = {
-                    name: _random_network(name, pipeline.entries[name]).eval().to(pipeline.device)
+                    name: _random_network(name, pipeline.entries[name]).eval().requires_grad_(False).to(pipeline.device)
                     for name in pipeline.models
                 }
             self._random = Pipeline(pipeline.segmenter, nets, pipeline.entries)

@@ -336,6 +336,7 @@ class OpinionTab:
         if asked.get("beside"):
             seen = shelved is not None and shelved.film is not None and not shelved.unread
             return {self.layers: self._revealed(shelved)[self.layers]} if seen else {self.layers: gr.skip()}
+        self.newest.forget(request.session_hash)  # or what was asked of the film before would be told of this one
         if shelved is None or shelved.film is None:
             expired = render.alert("The result has expired", ["Drop the X-ray again."])
             hidden = {part: gr.update(visible=False) for part in (self.headline, self.result, self.quiz_panel)}
@@ -427,10 +428,11 @@ class OpinionTab:
         title = get_explainer(name).title
         missing = models if name != film.analysis.explainer else [model for model in models if model not in known]
 
-        def work(progress: Callable[[float, int], None]) -> Film:
+        def work(progress: Callable[[float, int], None]) -> tuple[Film, str]:
             found = self.networks.again(film, missing, progress, explainer=name)
             readings = {model: (known | found.readings)[model] for model in models}
-            return replace(film, analysis=replace(found, readings=readings, explainer=name))
+            again = replace(film, analysis=replace(found, readings=readings, explainer=name))
+            return again, self._layers(again, True)
 
         def told(done: float, count: int) -> dict:
             text = f"Computing heatmaps by {title}: network {min(int(done) + 1, count)} of {count}"
@@ -438,7 +440,7 @@ class OpinionTab:
 
         yield {self.progress: render.stage(f"Computing heatmaps by {title} …")}
         try:
-            film = yield from self.newest.run(request.session_hash, work, told)
+            film, layers = yield from self.newest.run(request.session_hash, work, told)
         except Superseded:
             return
         except Exception:
@@ -448,7 +450,7 @@ class OpinionTab:
         shelved.film = film
         self.shelves.put(shelf, film.key, shelved)
         answers = self._answers(shelf, shelved)
-        yield answers if shelved.unread else answers | {self.layers: self._layers(film, True)}
+        yield answers if shelved.unread else answers | {self.layers: layers}
 
     def _unexplained(self, film: Film, name: str, sentence: str) -> dict:
         return {

@@ -16,7 +16,7 @@ from .page import build
 from .render import STYLE
 from .shelves import Shelves
 from .startup import gr
-from .uploads import sweep
+from .uploads import OwnUpload, sweep
 from .viewer import FETCH
 
 MOST_WAITING = 256  # requests in the queue
@@ -96,6 +96,7 @@ def serve(
         "*"  # Gradio asks itself whether it runs, and no proxy on the way can know
     )
     safehttpx.get = _fetch_nothing
+    gr.route_utils.GradioUploadFile = OwnUpload
     over = threading.Event()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, which deletes the temporary folder
     try:

@@ -1,9 +1,8 @@
 """From an upload in Gradio's temporary folder to an `XRay`, leaving nothing on the disk."""
 
 import os
-import threading
+import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,24 +10,30 @@ from typing import BinaryIO
 
 from manet_core import XRay, XRayError, load_xray
 
+from .startup import gr
+
+
+class OwnUpload(gr.route_utils.GradioUploadFile):
+    """An upload with a folder of its own.
+
+    Gradio names the folder by a hash of the file's bytes: a class that drops the same picture at the same time would
+    share one file, and the first reader deletes it. Chance goes into the hash, too.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.sha.update(secrets.token_bytes(32))
+
 
 class Uploads:
     """Reads each upload once and deletes it at that moment.
 
-    Gradio names an upload by a hash of its bytes: a class that drops the same
-    picture at the same time shares one file, and the first reader deletes it.
-    What was read is therefore kept in memory for a short while for the others.
-
     Args:
         folder: where Gradio stores uploads; nothing outside it is read or deleted.
-        keep_s: seconds for which a picture is kept after it was last asked for.
-        keep: number of pictures kept at most.
     """
 
-    def __init__(self, folder: str | Path, keep_s: float = 60, keep: int = 4):
-        self.folder, self.keep_s, self.keep = Path(folder).resolve(), keep_s, keep
-        self._recent: OrderedDict[Path, tuple[XRay | XRayError, threading.Timer]] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).resolve()
 
     def read(self, upload: dict | None) -> XRay:
         """The X-ray of an upload ({"path": ..., ...}, as Gradio hands it over).
@@ -37,13 +42,10 @@ class Uploads:
             XRayError: it is no readable X-ray, or no upload of this server.
         """
         path = self._path(upload)
-        with self._lock:
-            found = self._recent[path][0] if path in self._recent else _load(path)
+        try:
+            return load_xray(path)
+        finally:
             _delete(path)
-            self._remember(path, found)
-        if isinstance(found, XRayError):
-            raise XRayError(str(found))
-        return found
 
     @contextmanager
     def opened(self, upload: dict) -> Iterator[BinaryIO]:
@@ -77,20 +79,6 @@ class Uploads:
             raise XRayError("The path is not an upload of this server; send the file itself.")
         return path
 
-    def _remember(self, path: Path, found: XRay | XRayError) -> None:
-        if path in self._recent:
-            self._recent.pop(path)[1].cancel()
-        timer = threading.Timer(self.keep_s, self._forget, [path])
-        timer.daemon = True
-        timer.start()
-        self._recent[path] = (found, timer)
-        while len(self._recent) > self.keep:
-            self._recent.popitem(last=False)[1][1].cancel()
-
-    def _forget(self, path: Path) -> None:
-        with self._lock:
-            self._recent.pop(path, None)
-
 
 def stored(folder: Path) -> int:
     """Bytes of all files in a folder."""
@@ -109,13 +97,6 @@ def sweep(folder: Path, age_s: float) -> None:
                 path.rmdir()
             elif time.time() - path.stat().st_mtime > age_s:
                 path.unlink()
-
-
-def _load(path: Path) -> XRay | XRayError:
-    try:
-        return load_xray(path)
-    except XRayError as error:
-        return error
 
 
 def _delete(path: Path) -> None:

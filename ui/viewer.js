@@ -286,15 +286,16 @@ void main() {
   if (outline > 0.) colour.rgb = mix(colour.rgb, accent, 1. - smoothstep(0.8, 1.8, edge / high));
 }`;
 
+const BLACK = {width: 1, height: 1, values: new Uint8Array(1)};  // one for all frames: `Gpu` keeps a texture of each
+
 /** Everything that a pane needs to be drawn, the same for both renderers. */
 function recipe(pane) {
   const film = pane.film, layers = film.layers, over = pane.kind === 'film' || pane.kind === 'heat';
   const of = over && pane.of && (look.heat || pane.kind === 'heat') ? pane.of : null;
-  const black = {width: 1, height: 1, values: new Uint8Array(1)};
   return {
     kind: {raw: 1, mask: 1, lungs: 2}[pane.kind] ?? 0,
-    mask: layers ? (pane.kind === 'raw' ? layers.raw : layers.mask) : black,
-    heat: of ? pane.heat ?? of.heat : black,
+    mask: layers ? (pane.kind === 'raw' ? layers.raw : layers.mask) : BLACK,
+    heat: of ? pane.heat ?? of.heat : BLACK,
     middle: pane.middle ?? 0,  // of the heatmap's range: where nothing is seen of it
     colours: pane.middle ? DIFFERENCE : look.colours,
     box: of ? of.network.box : [0, 0, 1, 1],
