@@ -368,7 +368,7 @@ def test_alexnets_tables_are_drawn_from_the_results():
     attended, pairs = results["compositions"]["one"]["alexnet_attn2"], results["pairs"]["one"]
     one, several = (attended[place]["accuracy"] for place in ("one", "several"))
     assert f"right on {100 * one['value']:.1f} % ({between(one)};" in folded(PAPERS)
-    assert f"are right on {100 * several['value']:.1f} %, and" in folded(PAPERS)
+    assert f"are right on {100 * several['value']:.1f} %, fewer than" in folded(PAPERS)
     for text, said in ((PAPERS, "they find {:.1f} %"), (CARD, "it finds {:.0f} % of COVID-19")):
         assert said.format(100 * attended["external"]["sensitivity"]["value"]) in folded(text)
     plain = results["compositions"]["one"]["alexnet"]
@@ -381,7 +381,6 @@ def test_alexnets_tables_are_drawn_from_the_results():
     )
     said = f"two trials do not tell: by {100 * better['value']:.1f} points ({between(better)}, patients and trials"
     assert said in folded(PAPERS) and better["trials"] == 2 and better["low"] < 0 < better["high"]
-    said = (
-        f"convolution 4 ({100 * four:.1f} %) and after three ({100 * three:.1f} %) come before it, and AlexNet without"
-    )
-    assert f"{said} attention finds {100 * plain['external']['sensitivity']['value']:.1f} %" in folded(PAPERS)
+    said = f"attention after convolution 4 ({100 * four:.1f} %) or after three ({100 * three:.1f} %)"
+    without = f"AlexNet without attention {100 * plain['external']['sensitivity']['value']:.1f} %"
+    assert said in folded(PAPERS) and without in folded(PAPERS)

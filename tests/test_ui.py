@@ -291,6 +291,22 @@ def test_a_film_that_is_shown_again_ends_what_was_asked_of_another(networks, mon
         assert answers == [] and shelf.films["first"].film is first
 
 
+@pytest.mark.parametrize("quiz", [False, True])
+def test_a_student_is_asked_of_the_film_that_the_viewer_shows(networks, tmp_path, quiz):
+    """Another film may have been opened while this one was analysed: it is shown again, by its layers or by its key."""
+    with gr.Blocks():
+        tab = OpinionTab(networks, Uploads(tmp_path), Newest(), gr.State(), Shelves())
+        tab.connect([])
+    request = SimpleNamespace(session_hash="page", username=None)
+    steps = list(tab._answer(lambda: phantom(96), "a.png", None, quiz, ["manet"], "gradcam", request))
+    (dropped,) = [json.loads(step[tab.film]) for step in steps[:-1] if tab.film in step]
+    assert len(dropped["films"]) == 1
+    if quiz:
+        assert json.loads(steps[-1][tab.film]) == {"open": dropped["open"], "films": []} and tab.layers not in steps[-1]
+    else:
+        assert json.loads(steps[-1][tab.layers])["film"] == dropped["open"] and tab.film not in steps[-1]
+
+
 def test_a_manifest_may_name_its_networks_as_it_likes(random_weights, tmp_path):
     """And need not repeat the classes of their tasks."""
     for path in random_weights.iterdir():

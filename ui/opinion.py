@@ -285,7 +285,8 @@ class OpinionTab:
             shelved.unread = case is not None or quiz and bool(analysis.tasks)
             shelf.quiz = quiz if case is None else shelf.quiz
             self.shelves.put(shelf, key, shelved)
-            yield self._shown(shelf, shelved)
+            # Layers bring the viewer to their film; without any it must be told, as another may have been opened.
+            yield self._shown(shelf, shelved) | ({self.film: viewer.films_text([], key)} if shelved.unread else {})
 
     def _models(self, families: list[str]) -> list[str]:
         """The networks of the chosen families; all of them where there is nothing to choose."""

@@ -51,6 +51,10 @@ function pyramid(values, width, height) {
 /** A film that was just read; or, when the page was reloaded, all that it had. */
 async function receiveFilms(text) {
   const {open: key, films: told} = JSON.parse(text);
+  if (!told.length) {
+    if (films.has(key) && films.get(key) !== shown) open(films.get(key));
+    return;
+  }
   for (const film of told) {
     films.delete(film.key);
     films.set(film.key, film);
