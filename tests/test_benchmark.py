@@ -34,7 +34,7 @@ def test_the_benchmark_runs_on_random_classifiers(random_weights):
     results = benchmark.benchmark_pipeline(random_weights, "efficientnet_lite0", runs=1)
     results |= benchmark.benchmark_mask_attention("efficientnet_lite0", runs=1, size=64)
     assert len(results) == 4 and all(figure["ratio"] > 0 for figure in results.values())
-    table = benchmark.table(results | {"device": "CPU", "processor": "x", "torch": "2"})
+    table = benchmark.table(results | {"device": "CPU", "processor": "x", "instructions": "y", "torch": "2"})
     assert all(f"| {name} |" in table for name in results)
 
 
@@ -45,9 +45,9 @@ def test_films_are_measured_stage_by_stage_and_together(random_weights):
     for part in ("80×80 pixels: decode", "efficientnet_lite0_ma: pyramid alone", "resunet: PyTorch (a) over ONNX"):
         assert any(part in name for name in figures)
     assert len([name for name in figures if "analyze_many" in name]) == 4
-    figures |= {"device": "CPU", "processor": "x", "torch": "2"}
+    figures |= {"device": "CPU", "processor": "x", "instructions": "y", "torch": "2"}
     whole, short = benchmark.table(figures), benchmark.table(figures, stages=False)
-    for name in figures.keys() - {"device", "processor", "torch"}:
+    for name in figures.keys() - {"device", "processor", "instructions", "torch"}:
         assert f"| {name}" in whole and (f"| {name}" in short) == ("pixels: " not in name)
 
 

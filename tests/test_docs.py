@@ -144,14 +144,36 @@ def test_what_is_said_of_a_last_layer_is_in_its_results():
 
 
 def test_what_is_said_of_guided_attention_is_in_its_results():
-    rows = {(row["backbone"], row["stage"]): row for row in result("guided/results")}
-    first, third = (rows["efficientnet_lite0", stage] for stage in ("I", "III"))
-    said = f"right on {100 * first['test']['accuracy']['value']:.1f} % of {first['test']['n']} test X-rays"
-    assert said in folded(PAPERS) and f"all {first['films']:,} training X-rays" in folded(PAPERS)
-    moved = third["attention"]["minus_stage_before"]
-    assert f"{100 * moved['in_lung']['value']:.0f} points more of the heatmap lie in the lungs" in folded(PAPERS)
-    less = {end: -moved["after"][other] for end, other in (("low", "high"), ("high", "low"))}
-    assert f"falls by {-100 * moved['after']['value']:.1f} points ({between(less)})" in folded(PAPERS)
+    rows = [row for row in result("guided/results") if (row["backbone"], row["stage"]) == ("efficientnet_lite0", "III")]
+    unguided, guided = sorted(rows, key=lambda row: row["recipe"]["direct"])
+    assert (unguided["recipe"]["alpha"], guided["recipe"]["alpha"]) == (0, 1)
+    assert unguided["recipe"]["start"] == guided["recipe"]["start"] and unguided["epochs"] == guided["epochs"]
+    assert f"the {guided['films']:,} training X-rays" in folded(PAPERS)
+    accuracy, without = (row["test"]["accuracy"] for row in (guided, unguided))
+    said = f"right on {100 * accuracy['value']:.1f} % ({between(accuracy)}), the same training without guidance on "
+    assert f"{said}{100 * without['value']:.1f} % ({between(without)})" in folded(PAPERS)
+    assert accuracy["low"] < without["value"] < accuracy["high"], "nothing to accuracy"
+    inside, left = (
+        [100 * row["attention"][what]["value"] for row in (guided, unguided)] for what in ("in_lung", "after")
+    )
+    assert "{:.1f} % lie in the lungs, without guidance {:.1f} %".format(*inside) in folded(PAPERS)
+    assert "probability of {:.1f} % left, without guidance {:.1f} %".format(*left) in folded(PAPERS)
+    lesions = [row["lesions"]["enrichment"] for row in (guided, unguided)]
+    told = ["{value:.2f} ({low:.2f} to {high:.2f})".format(**figure) for figure in lesions]
+    assert f"lies {told[0]} times what chance would put there, without guidance {told[1]};" in folded(PAPERS)
+    assert guided["lesions"]["enrichment_minus_other"]["low"] < 0 < guided["lesions"]["enrichment_minus_other"]["high"]
+
+
+def test_what_is_said_of_the_shipped_guided_network_is_in_its_evidence():
+    (found,) = result("guided/evidence")["models"].values()
+    covid, normals = (found["external"][group]["all"] for group in ("COVID-19", "adult normals"))
+    figure = covid["sensitivity"]
+    assert f"finds {100 * figure['value']:.1f} % ({between(figure)}) of COVID-19" in folded(PAPERS)
+    said = f"reads {normals['predicted']['COVID-19']} of {normals['n']} normals as COVID-19"
+    assert said in folded(PAPERS) and said in folded(CARD)
+    assert f"right on {100 * found['test']['accuracy']['value']:.1f} % of {found['test']['n']} test X-rays" in folded(
+        CARD
+    )
 
 
 def test_what_is_said_of_training_end_to_end_is_in_its_results():
@@ -272,7 +294,7 @@ def test_the_pages_figures_are_drawn_from_the_results():
     assert page_benchmark.table(result("page")) in SPEED
 
 
-@pytest.mark.parametrize("name", ["", "paper-composition", "nih14", "covid"])
+@pytest.mark.parametrize("name", ["", "paper-composition", "nih14", "covid", "guided"])
 def test_manifest_holds_the_same_figures_and_hashes(weights, name):
     results, entries = result(f"{name}/evaluation".strip("/")), read_manifest(weights / f"{name or 'manifest'}.json")
     assert entries["resunet"]["figures"]["test"] == results["segmentation"]

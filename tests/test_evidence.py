@@ -306,6 +306,8 @@ def test_macro_f1_is_over_classes_that_somebody_has():
     truth, predicted = [0] * 10 + [1] * 10, [0] * 8 + [1] * 7 + [2] * 5
     expected = f1_score(truth, predicted, average="macro", labels=[0, 1])
     assert statistics.macro_f1(confusion) == pytest.approx(expected)
+    without = confusion * np.array([[1], [0], [1]])
+    np.testing.assert_allclose(statistics.macro_f1(np.stack([confusion, without])), [expected, np.nan], rtol=1e-6)
 
 
 def test_a_pretraining_is_a_training_and_a_test_is_not():

@@ -214,7 +214,8 @@ def _sections(args: argparse.Namespace) -> Iterator[dict]:
 
 def table(results: dict, stages: bool = True) -> str:
     """The results as Markdown, with the stages from a film's file to its result or without."""
-    lines = [f"On {results['device']} ({results['processor']}), torch {results['torch']}:", ""]
+    machine = f"{results['processor']}, {results['instructions']}"
+    lines = [f"On {results['device']} ({machine}), torch {results['torch']}:", ""]
     lines += ["| what | a, ms | b, ms | a / b |", "|---|---|---|---|"]
     figures = {
         name: figure
@@ -254,6 +255,7 @@ def main() -> None:
     machine = {
         "device": device,
         "processor": platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }

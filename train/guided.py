@@ -204,9 +204,12 @@ def name_of(row: dict) -> list[str]:
     start = "ImageNet" if recipe["imagenet"] else "random weights"
     trained = f"{start}, seed {row['seed']}; {row['films']} X-rays × {row['epochs']} epochs, best {row['best_epoch']}"
     trained += f"; {recipe['optimizer']} {recipe['lr']:g}"
-    if row["stage"] == "III":
+    stage, guided = row["stage"], recipe["direct"] or recipe["alpha"]
+    if stage == "III" and guided:
         trained += f"; α {recipe['alpha']:g}" + ("" if recipe["direct"] else ", mask not multiplied")
-    return [f"{spec(recipe['model']).title} at {recipe['size']}", row["stage"], trained]
+    elif stage == "III":
+        stage += " without guidance"
+    return [f"{spec(recipe['model']).title} at {recipe['size']}", stage, trained]
 
 
 def accuracy_table(rows: list[dict], split: str) -> list[str]:

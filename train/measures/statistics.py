@@ -117,10 +117,14 @@ def accuracy(confusion: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Unweighted mean F1 (...) over those of K classes that somebody has; confusion (..., K, K), rows the truth."""
-    hit, there = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1) > 0
-    f1 = 2 * hit / np.maximum(confusion.sum(-1) + confusion.sum(-2), 1e-12)
-    return (f1 * there).sum(-1) / there.sum(-1)
+    """Unweighted mean F1 (...) over those of K classes that somebody has; confusion (..., K, K), rows the truth.
+
+    NaN for a matrix without a class that another one has.
+    """
+    hit, of_class = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1)
+    known = (of_class > 0).reshape(-1, of_class.shape[-1]).any(0)
+    f1 = 2 * hit / np.maximum(of_class + confusion.sum(-2), 1e-12)
+    return np.where(of_class > 0, f1, np.nan)[..., known].mean(-1)
 
 
 def even_sample(*kinds: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
