@@ -706,9 +706,6 @@ print(as_usual, min(cleared() for _ in range(4)))
     assert as_usual > 1000 and kept < as_usual / 10
 
 
-@pytest.mark.parametrize(
-    "kernel, stride, channels, kept", [(5, 1, 1, True), (3, 2, 1, True), (3, 1, 1, False), (5, 1, 8, False)]
-)
 def test_each_process_of_a_training_draws_another_augmentation(monkeypatch):
     def drawn(epoch: int, process: str | None, seed: int = 0) -> float:
         monkeypatch.delenv("RANK", raising=False)
@@ -739,6 +736,9 @@ def test_a_segmenter_is_augmented_as_its_recipe_says(phantoms, tmp_path, monkeyp
     assert ("GaussNoise" in steps) == (augment == "robust")
 
 
+@pytest.mark.parametrize(
+    "kernel, stride, channels, kept", [(5, 1, 1, True), (3, 2, 1, True), (3, 1, 1, False), (5, 1, 8, False)]
+)
 def test_depthwise_convolutions_that_bf16_slows_down_train_in_float32(kernel, stride, channels, kept):
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8 // channels)

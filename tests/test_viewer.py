@@ -305,7 +305,7 @@ def test_heart_and_thorax_give_their_ratio(page):
     page.wait_for_selector(".measured >> text=Draw the greatest width of the thorax.")
     _drag(page, _spot(page, 220, 40), _spot(page, 220, 190))
     page.wait_for_selector(".measured >> text=Cardiothoracic ratio 0.40 (15.")
-    assert page.get_attribute("button:text-is('CTR')", "aria-pressed") == "false"
+    expect(page.locator("button:text-is('CTR')")).to_have_attribute("aria-pressed", "false")
 
 
 def test_full_screen_keeps_everything(page):
