@@ -66,6 +66,9 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
         "wrongly, for 10% (5–15) of the others (n = 380)."
     ) in html
     assert claims.doubts(analysis(a="COVID-19", b="COVID-19")) == []
+    claims._found["manet"]["external"]["claims"]["COVID-19"] |= {"claimed": 391, "right": share(0.9)}
+    told = "Of these claims, 90% (85–95) were right (n = 391), where 60% of the X-rays were labelled so."
+    assert told in summary(analysis(a="COVID-19", b="COVID-19"), claims)
 
 
 def test_where_no_other_hospital_tells_that_is_said(claims):

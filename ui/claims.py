@@ -59,8 +59,10 @@ class Claims:
             told = f"On {place}, this was claimed for {found}"
             if claim.get("others", 0) >= _FEWEST:
                 told += f" and, wrongly, for {_percent(claim['wrongly'])} of the others (n = {claim['others']})"
-            if claim.get("claimed", 0) >= _FEWEST:
-                told += f". Of these claims, {_percent(claim['right'])} were right (n = {claim['claimed']})"
+            if claim.get("claimed", 0) >= _FEWEST and "others" in claim:
+                had = claim["n"] / (claim["n"] + claim["others"])  # by which the next figure stands and falls
+                told += f". Of these claims, {_percent(claim['right'])} were right (n = {claim['claimed']}), "
+                told += f"where {had:.0%} of the X-rays were labelled so"
             return " ".join([*unknown, f"{told}."])
         return "How often these networks are right when they agree on this was not measured."
 
