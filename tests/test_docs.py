@@ -158,6 +158,11 @@ def test_what_is_said_of_guided_attention_is_in_its_results():
     )
     assert "{:.1f} % lie in the lungs, without guidance {:.1f} %".format(*inside) in folded(PAPERS)
     assert "probability of {:.1f} % left, without guidance {:.1f} %".format(*left) in folded(PAPERS)
+    (second,) = (
+        row for row in result("guided/results") if (row["backbone"], row["stage"]) == ("efficientnet_lite0", "II")
+    )
+    said = "{:.0f} minutes in stage II and {:.0f} in stage III ({:.0f} without guidance)"
+    assert said.format(*(row["minutes"] for row in (second, guided, unguided))) in folded(PAPERS)
     lesions = [row["lesions"]["enrichment"] for row in (guided, unguided)]
     told = ["{value:.2f} ({low:.2f} to {high:.2f})".format(**figure) for figure in lesions]
     assert f"lies {told[0]} times what chance would put there, without guidance {told[1]};" in folded(PAPERS)
@@ -232,6 +237,41 @@ def test_the_readme_begins_with_what_to_expect_elsewhere():
     tuberculosis = [model["external"]["tuberculosis"]["all"]["sensitivity"] for model in evidence["models"].values()]
     low, high = (100 * end([figure["value"] for figure in tuberculosis]) for end in (min, max))
     assert f"single networks find {low:.0f} to {high:.0f} %" in folded(README)
+
+
+def test_the_card_tells_of_its_data_and_failures_what_was_measured(weights):
+    card, evidence = folded(CARD), result("evidence")
+    (trained,) = {
+        (sum(entry["training"]["pictures"].values()), entry["training"]["patients"])
+        for name, entry in read_manifest(weights).items()
+        if name != "resunet"
+    }
+    assert "trained on {:,} X-rays of {:,} patients".format(*trained) in card
+    splits, pairs = evidence["splits"], evidence["splits"]["near_duplicates"]
+    said = f"A search of all {splits['pictures']:,} pictures found {sum(pairs.values())} pairs of near-duplicates"
+    assert said in card and f"{splits['of_another_label']} of these pairs have different labels" in card
+    assert f"{pairs['test – train']} between training (or pretraining) and test" in card
+    assert f"{pairs['train – val']} between training and validation" in card and splits["patients_crossing"] == 0
+    adults, germs, missed = [], [], []
+    for model in evidence["models"].values():
+        test = model["groups"]["test"]
+        adults.append(test["cohorts"]["adult pneumonia, all"])
+        known = [g for g in test["groups"] if "l pneumonia" in g["label"] and g["source"] != "kermany"]
+        germs.append((sum(g["n"] for g in known), sum(g["predicted"]["COVID-19"] for g in known)))
+        found = model["external"]["tuberculosis"]["all"]
+        missed.append(found["predicted"]["Normal"] / found["n"])
+    (n,), ((of, _), *_) = {cohort["n"] for cohort in adults}, germs
+    read = [cohort["read_as"]["value"] for cohort in adults]
+    assert f"{100 * min(read):.0f} to {100 * max(read):.0f} % of {n} test X-rays are read as any pneumonia" in card
+    covid = [count for _, count in germs]
+    assert f"Of {of} with a known germ, {min(covid)} to {max(covid)} are read as COVID-19" in card
+    assert f"{100 * min(missed):.0f} to {100 * max(missed):.0f} % read as Normal" in card
+
+
+@pytest.mark.parametrize("page", [CARD, README, PAPERS], ids=["card", "readme", "papers"])
+def test_no_command_exports_into_another_sets_files(page):
+    """`train.export` refuses it."""
+    assert not re.search("train.export (?!.*(?:--weights|[$]set))", page)
 
 
 def test_the_readme_says_what_mask_attention_did_to_accuracy():

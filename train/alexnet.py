@@ -41,7 +41,7 @@ from . import classify, imagenet, run_verb
 from .data import LungPictures, lung_pictures, state
 from .engine import device_of, start_from
 from .measures.markdown import percent, table
-from .measures.statistics import bootstrap_weights, interval, mean, proportion, spread
+from .measures.statistics import bootstrap_weights, mean, mean_over_trials, proportion
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 from .record import fingerprint
 
@@ -268,13 +268,10 @@ def difference(a: list[dict], b: list[dict], rows: pd.DataFrame) -> dict | None:
 
     The interval resamples patients and, where there are several, trials.
     """
-    covid, weights = (rows.label == "COVID-19").to_numpy(), bootstrap_weights(rows.patient.to_numpy())
+    covid = (rows.label == "COVID-19").to_numpy()
     right = [{run["trial"]: correct([run["places"]["one"]], covid) for run in runs} for runs in (a, b)]
     gaps = [right[0][trial] - right[1][trial] for trial in sorted(right[0].keys() & right[1].keys())]
-    if not gaps:
-        return None
-    drawn = spread(np.array(gaps) @ weights.T / weights.sum(1))
-    return interval(np.mean(gaps), drawn) | {"trials": len(gaps)}
+    return mean_over_trials(np.array(gaps), rows.patient.to_numpy()) if gaps else None
 
 
 def markdown(results: dict) -> str:

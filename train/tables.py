@@ -15,7 +15,7 @@ from manet_core.networks.registry import split_name
 
 from .measures.markdown import percent
 from .measures.segmentation import read_masks
-from .measures.statistics import bootstrap_weights, interval, spread
+from .measures.statistics import interval, mean_over_trials, spread
 from .recipe import Recipe
 
 # MANet, Table 2: mean test accuracy of three trials, %
@@ -78,9 +78,7 @@ def difference(pairs: list[tuple[dict, dict]]) -> dict | None:
     if not pairs:
         return None
     rows = np.array([correct(a) - correct(b) for a, b in pairs])
-    weights = bootstrap_weights(pairs[0][0]["patients"])
-    drawn = spread(rows @ weights.T / weights.sum(1))
-    return interval(rows.mean(), drawn) | {"trials": len(pairs), "epochs": pairs[0][0]["recipe"].epochs}
+    return mean_over_trials(rows, pairs[0][0]["patients"]) | {"epochs": pairs[0][0]["recipe"].epochs}
 
 
 def summarise(runs: list[dict], indices: dict[str, pd.DataFrame], trials: int) -> dict:

@@ -83,6 +83,15 @@ def spread(by_trial: np.ndarray, seed: int = 0) -> np.ndarray:
     return mean + stretch * (np.take_along_axis(by_trial, drawn, 0).mean(0) - mean)
 
 
+def mean_over_trials(values: np.ndarray, patients: np.ndarray) -> dict:
+    """The mean of `values` (T, N) over trials and X-rays, with their number, "trials".
+
+    The interval resamples patients (N,) and, where there are several, trials.
+    """
+    weights = bootstrap_weights(patients)
+    return interval(values.mean(), spread(values @ weights.T / weights.sum(1))) | {"trials": len(values)}
+
+
 def auroc(scores: np.ndarray, positive: np.ndarray, patients: np.ndarray, replicates: int = 1000) -> dict:
     """How well `scores` (N,) rank the `positive` (N,) bool above the rest: {"value", "low", "high", "n", "of"}.
 
