@@ -69,6 +69,7 @@ def desk(server, chromium, film):
     page.goto(server[0])
     page.set_input_files("#drop input[type=file]", film)
     page.wait_for_selector(".toolbar button:text-is('Mask'):enabled")
+    page.film = page.get_attribute("[data-film]", "data-film")
     yield page
     assert page.faults == []
     context.close()
@@ -374,6 +375,19 @@ def test_the_next_film_is_seen_as_it_is_and_the_last_ones_stay(page, server):
     assert _under(page, middle[0] + box["width"] / 2 + 1, middle[1])[:2] == pytest.approx((256, 256), abs=2)
     page.click(".strip button:text-is('close')")
     expect(page.locator(".labels p")).to_have_count(1)
+
+    page.click(".strip button[title='Show phantom, dense shadow']")
+    page.wait_for_selector("#read >> text=phantom, dense shadow")  # whose layers are the last that come
+    for key, shown in (("of no film", "phantom, dense shadow"), (page.film, "deep.dcm")):  # one is asked of, so shown
+        told = json.dumps({"open": key, "films": []})
+        page.evaluate("told => dispatchEvent(new CustomEvent('manet-films', {detail: told}))", told)
+        expect(page.locator(".strip [aria-current=true]")).to_have_attribute("title", f"Show {shown}")
+    page.keyboard.press("+")
+    zoom = _zoom(page)
+    page.evaluate("told => dispatchEvent(new CustomEvent('manet-films', {detail: told}))", told)
+    assert _zoom(page) == zoom, "the one that is shown already stays as it is"
+    page.click(".strip button[title='Show deep.dcm']")
+    page.wait_for_selector("#read >> text=deep.dcm")
 
 
 def _strip(page) -> list[str]:
