@@ -162,6 +162,15 @@ class Analysis:
         readings = self.readings_of(task).values()
         return dict(Counter(name for reading in readings for name in reading.present).most_common())
 
+    def mean_of(self, task: str) -> dict[str, float]:
+        """{class: mean of the probabilities that the task's networks give it}; {} if none of them was asked.
+
+        Where one class holds they sum to 1. The networks are an ensemble (Lakshminarayanan 2017).
+        """
+        readings = self.readings_of(task).values()
+        names = get_task(task).classes if readings else ()
+        return {name: sum(reading.probabilities[name] for reading in readings) / len(readings) for name in names}
+
     def leading_of(self, task: str) -> list[str]:
         """The classes that most of the task's networks hold for true: one, several if they tie, or none."""
         votes = self.votes_of(task)
@@ -233,6 +242,7 @@ class Analysis:
                 for model, reading in self.readings.items()
             },
             "claims": {task: self.claim_of(task) for task in self.tasks},
+            "means": {task: self.mean_of(task) for task in self.tasks},
             "explainer": self.explainer,
             "lung_area": float(self.segmentation.cleaned.mean()),
             "lung_areas": dict(zip(("right", "left"), areas)),

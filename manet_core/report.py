@@ -10,7 +10,7 @@ import numpy as np
 
 from .explain import get_explainer
 from .networks.registry import human_name
-from .pipeline import DISCLAIMER, NO_READING, Analysis, Reading
+from .pipeline import DISCLAIMER, NO_READING, Analysis
 from .preprocess import resize
 from .tasks import Task, get_task
 
@@ -89,9 +89,9 @@ def save_report(
     for task in tasks:
         readings = analysis.readings_of(task.name)
         head = 1 if len(task.classes) <= _UPRIGHT else 4  # rows
-        height = 0.017 * (len(readings) + head)
+        height = 0.017 * (len(readings) + (len(readings) > 1) + head)
         axis = figure.add_axes((0.06, top - height, 0.88, height))
-        _table(axis, task, readings, hashes or {}, head, analysis.reliable)
+        _table(axis, task, analysis, hashes or {}, head)
         top -= height + 0.008
     small = fill(limits(analysis.tasks), 138)
     bottom = 0.03 + _LINE * (small.count("\n") + 1)
@@ -186,18 +186,15 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _table(
-    axis, task: Task, readings: dict[str, Reading], hashes: dict[str, str], head_rows: int, reliable: bool
-) -> None:
-    digits = 1 if head_rows == 1 else 0
-    cells = [
-        [
-            model,
-            *(f"{reading.probabilities[name]:.{digits}%}" for name in task.classes),
-            "+".join(part[:8] for part in hashes.get(model, "").split("+")),
-        ]
+def _table(axis, task: Task, analysis: Analysis, hashes: dict[str, str], head_rows: int) -> None:
+    digits, readings = 1 if head_rows == 1 else 0, analysis.readings_of(task.name)
+    rows = [
+        (model, reading.probabilities, "+".join(part[:8] for part in hashes.get(model, "").split("+")))
         for model, reading in readings.items()
     ]
+    if len(readings) > 1:
+        rows.append(("mean", analysis.mean_of(task.name), ""))
+    cells = [[name, *(f"{p[c]:.{digits}%}" for c in task.classes), weights] for name, p, weights in rows]
     head = [task.title, *map(_words, task.classes), "weights, SHA-256"]
     widths = [0.2, *[0.66 / len(task.classes)] * len(task.classes), 0.14]
     drawn = axis.table(cells, colLabels=head, loc="upper center", colWidths=widths)
@@ -205,12 +202,14 @@ def _table(
     drawn.set_fontsize(6)
     for (row, column), cell in drawn.get_celld().items():
         cell.set_edgecolor("0.8")
-        cell.set_height((1 if row else head_rows) / (len(readings) + head_rows))
+        cell.set_height((1 if row else head_rows) / (len(rows) + head_rows))
         cell.PAD = 0.03
         cell.get_text().set_parse_math(False)
         of_class = 1 <= column <= len(task.classes)
         if row == 0 and of_class and head_rows > 1:
             cell.get_text().set_rotation(90)
-        if reliable and row and of_class and task.classes[column - 1] in list(readings.values())[row - 1].present:
+        if not (analysis.reliable and 1 <= row <= len(readings) and of_class):
+            continue
+        if task.classes[column - 1] in list(readings.values())[row - 1].present:
             cell.set_text_props(weight="bold")
     axis.axis("off")

@@ -122,8 +122,9 @@ def test_upload_shows_the_film_and_its_reading(server, page, phantom_png):
     numbers = [
         [float(p[:-1]) for p in row.locator("td").all_inner_texts()] for row in page.locator(".readings tbody tr").all()
     ]
-    assert [len(row) for row in numbers] == [3] * len(CLASSES)
-    assert [sum(column) for column in zip(*numbers)] == pytest.approx([100] * 3, abs=0.3)
+    assert [len(row) for row in numbers] == [3 + 1] * len(CLASSES), "three networks and their mean"
+    assert [sum(column) for column in zip(*numbers)] == pytest.approx([100] * 4, abs=0.3)
+    assert [row[3] for row in numbers] == pytest.approx([sum(row[:3]) / 3 for row in numbers], abs=0.11)
     assert page.is_visible("section.limits >> text=sum to 100%")
     assert page.is_visible(f"section.limits >> text={DISCLAIMER}")
     assert "Heatmap of" in page.inner_text(".explained")
@@ -207,7 +208,8 @@ def test_several_tasks(many_tasks, weights, tmp_path, page, phantom_png):
         page.click("#quiz label:has-text('Tuberculosis')")
         page.wait_for_selector(".readings")
         expect(page.locator(".readings")).to_have_count(1)
-        expect(page.locator(".readings thead th")).to_have_count(2)
+        expect(page.locator(".readings thead button")).to_have_count(2)
+        expect(page.locator(".readings thead th")).to_have_count(2 + 1)  # the mean has no heatmap
         for task, count in (("Normal, pneumonia or COVID-19", 2), ("14 findings", 3)):  # of the film that is kept
             page.check(f"#families label:has-text('{task}') input")
             page.wait_for_function("count => document.querySelectorAll('.readings').length == count", arg=count)
@@ -315,7 +317,7 @@ def test_pages_do_not_share_results(server, chromium, page, phantom_png):
 def test_endpoint_answers(server, client, phantom_png, phantom_dicom):
     for path in (phantom_png, phantom_dicom):
         answer = client.predict(handle_file(path), api_name="/analyze")
-        keys = {"readings", "claims", "explainer", "lung_area", "lung_areas", "height", "width"}
+        keys = {"readings", "claims", "means", "explainer", "lung_area", "lung_areas", "height", "width"}
         assert set(answer) == keys | {"distance", "pose", "reliable", "withheld", "warnings", "disclaimer"}
         assert set(answer["readings"]) == {"efficientnet_lite0", "efficientnet_lite0_ma", "efficientnet_lite0_cbam"}
         for reading in answer["readings"].values():

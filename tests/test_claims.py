@@ -29,6 +29,7 @@ AGREEMENT = {
     "external": found(**{"COVID-19": {"n": 570, "found": share(0.62), "others": 380, "wrongly": share(0.1)}}),
     "test": found(Normal={"n": 380, "found": share(0.5), "others": 9, "wrongly": share(0.8)}),
 }
+OTHER_FINDINGS = {"n": 55, "models": {"a": {}, "b": {}}, "claimed": {"any": share(0.3), "Normal": share(0.24)}}
 LOCALISATION = {
     "n": 71,
     "models": {
@@ -43,9 +44,14 @@ LOCALISATION = {
 
 @pytest.fixture
 def claims(tmp_path):
-    models = {name: {"sha256": fingerprint(entry)} for name, entry in ENTRIES.items()}
-    evidence = {"models": models, "agreement": {"manet": AGREEMENT}, "localisation": LOCALISATION}
-    evidence["measured_of"] = {"localisation": {name: fingerprint(entry) for name, entry in ENTRIES.items()}}
+    weights = {name: fingerprint(entry) for name, entry in ENTRIES.items()}
+    evidence = {
+        "models": {name: {"sha256": of} for name, of in weights.items()},
+        "agreement": {"manet": AGREEMENT},
+        "other_findings": {"manet": OTHER_FINDINGS},
+        "localisation": LOCALISATION,
+        "measured_of": dict.fromkeys(("agreement", "other_findings", "localisation"), weights),
+    }
     (tmp_path / "evidence.json").write_text(json.dumps(evidence))
     return Claims(tmp_path, ENTRIES)
 
@@ -66,7 +72,7 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
         "wrongly, for 10% (5–15) of the others (n = 380)."
     ) in html
     assert claims.doubts(analysis(a="COVID-19", b="COVID-19")) == []
-    claims._found["manet"]["external"]["claims"]["COVID-19"] |= {"claimed": 391, "right": share(0.9)}
+    claims._found["agreement"]["manet"]["external"]["claims"]["COVID-19"] |= {"claimed": 391, "right": share(0.9)}
     told = "Of these claims, 90% (85–95) were right (n = 391), where 60% of the X-rays were labelled so."
     assert told in summary(analysis(a="COVID-19", b="COVID-19"), claims)
 
@@ -79,6 +85,15 @@ def test_where_no_other_hospital_tells_that_is_said(claims):
     )
     assert told in html, "nine others are too few to say anything"
     assert "was not measured" in summary(analysis(a="Tuberculosis", b="Tuberculosis"), claims)
+
+
+def test_a_claim_of_normal_is_told_with_what_it_overlooks(claims):
+    told = "Of test X-rays with another finding, such as a nodule or an effusion, 24% (19–29) were called so (n = 55)."
+    assert told in summary(analysis(a="Normal", b="Normal"), claims)
+    assert "another finding" not in summary(analysis(a="COVID-19", b="COVID-19"), claims)
+    assert "another finding" not in summary(analysis(a="Normal"), claims), "it was measured of both"
+    claims._found["other_findings"]["manet"]["n"] = 9
+    assert "another finding" not in summary(analysis(a="Normal", b="Normal"), claims), "too few"
 
 
 def test_networks_that_disagree_name_no_class(claims):
@@ -123,11 +138,17 @@ def test_what_the_picture_says_comes_before_what_networks_say(claims):
     assert claims.doubts(bad) == ["Hardly any lung was found."] and claimed(bad) == "No reliable reading"
 
 
-@pytest.mark.parametrize("spoil", ["other weights", "one network alone", "no file", "damaged"])
+@pytest.mark.parametrize(
+    "spoil", ["other weights", "measured of other weights", "one network alone", "no file", "damaged"]
+)
 def test_figures_of_other_networks_are_not_told(claims, tmp_path, spoil):
     said, entries = {"a": "COVID-19", "b": "COVID-19"}, dict(ENTRIES)
     if spoil == "other weights":
         entries["a"] = entries["a"] | {"sha256": 64 * "9"}
+    elif spoil == "older evidence":
+        evidence = json.loads((tmp_path / "evidence.json").read_text())
+        evidence["measured_of"]["agreement"]["a"] = 64 * "9"
+        (tmp_path / "evidence.json").write_text(json.dumps(evidence))
     elif spoil == "one network alone":
         del said["b"]
     elif spoil == "no file":

@@ -25,6 +25,7 @@ from train.measures import (
     agreement,
     classification,
     controls,
+    ensemble,
     explainers,
     external,
     findings,
@@ -460,6 +461,16 @@ def test_other_findings_are_told_by_doubt_and_by_quarrel():
     assert told["all sources"]["n"] == 1 and told["all sources"]["of"] == 6
 
 
+def test_an_ensemble_is_the_mean_of_calibrated_probabilities():
+    columns = {"label": ["Normal"] * 8 + ["COVID-19"], "split": ["val"] * 8 + ["test"]}
+    often, seldom = readings([0] * 7 + [1, 0], **columns), readings([0, 1] * 4 + [1], **columns)
+    assert often.temperature < seldom.temperature, "who errs more is believed less"
+    both = ensemble.ensemble([often, seldom])
+    np.testing.assert_allclose(both.probabilities, (often.probabilities + seldom.probabilities) / 2, atol=1e-6)
+    assert list(both.predicted[[0, 1, 7, 8]]) == [0, 0, 1, 0] and not both.right[8], "the surer one prevails"
+    assert list(both.index.label) == columns["label"] and both.task is often.task
+
+
 def test_findings_count_known_labels_only():
     cells = ["Edema|Mass", "No Finding", "", "Edema"]
     r = readings([3, 0, 3, 3], NIH14, label="Normal", findings=cells)
@@ -773,6 +784,14 @@ def test_the_whole_evidence(hospitals, random_weights, run, tmp_path):
         found["agreement"]["manet"]["external"]["models"] == list(found["models"])
     )
     assert found["heatmaps"]["manet"]["n"] == 5 and found["explainers"]["n"] == 2
+    together = found["ensemble"]["manet"]
+    assert together["models"] == list(found["models"]) == list(together["each"]) and together["test"]["n"] == 8
+    assert together["figures"]["accuracy"] == together["test"]["accuracy"]
+    best = together["each"][together["best"]]["accuracy"]["value"]
+    assert together["minus_best"]["accuracy"]["value"] == pytest.approx(together["test"]["accuracy"]["value"] - best)
+    assert f"| mean of the 3 networks | {percent(together['test']['accuracy'])} |" in evidence.headline(found)
+    changed = found | {"measured_of": {"ensemble": dict.fromkeys(found["models"], "other weights")}}
+    assert "mean of the" not in evidence.headline(changed)
     rows = classification.confusion_by_source(found["models"])
     test_rows = [row for row in rows if row[0].startswith("test") and row[3] == "`efficientnet_lite0`"]
     assert sum(sum(row[4:]) for row in test_rows) == 8 and all(sum(row[4:]) == row[2] for row in rows)

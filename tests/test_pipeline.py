@@ -122,7 +122,13 @@ def test_each_network_answers_its_own_task_and_votes_are_within_one(task_pipe):
     assert analysis.votes == analysis.votes_of("manet") and analysis.leading == analysis.leading_of("manet")
     findings = analysis.readings["efficientnet_lite0_cbam"]
     assert 1 < len(findings.present) < 14 and analysis.leading_of("nih14") == findings.present
+    two = [r.probabilities for r in analysis.readings_of("manet").values()]
+    mean = {name: (two[0][name] + two[1][name]) / 2 for name in two[0]}
+    assert two[0] != two[1] and analysis.mean_of("manet") == pytest.approx(mean)
+    assert analysis.mean_of("guided") == next(iter(analysis.readings_of("guided").values())).probabilities
+    assert analysis.mean_of("covid") == {}, "no network of it was asked"
     result = json.loads(json.dumps(analysis.to_dict()))
+    assert result["means"] == {task: analysis.mean_of(task) for task in analysis.tasks}
     assert {m: r["task"] for m, r in result["readings"].items()} == {m: r.task for m, r in analysis.readings.items()}
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.table import Table
 from matplotlib.text import Text
 from PIL import Image
 
@@ -45,6 +46,18 @@ def test_networks_of_many_tasks_share_a_page(many_tasks, tmp_path):
     said = limits(["manet", "nih14"])
     assert "five probabilities" in said and "come from children" in said and "do not sum to 100%" in said
     assert limits([]).startswith("A heatmap shows")
+
+
+def test_the_mean_stands_below_several_networks(pipe, tmp_path, monkeypatch):
+    tables = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: tables.extend(self.findobj(Table)))
+    analysis = pipe.analyze(phantom(128))
+    save_report(analysis, tmp_path / "a.png")
+    save_report(pipe.analyze(phantom(128), list(analysis.readings)[:1]), tmp_path / "a.png")
+    many, one = ({at: cell.get_text().get_text() for at, cell in drawn.get_celld().items()} for drawn in tables)
+    last, mean = len(analysis.readings) + 1, analysis.mean_of("manet")
+    assert [many[last, column] for column in range(6)] == ["mean", *(f"{p:.1%}" for p in mean.values())]
+    assert many[1, 0] == one[1, 0] == next(iter(analysis.readings)) and "mean" not in one.values()
 
 
 def test_a_page_without_heatmaps(many_tasks, tmp_path):

@@ -461,15 +461,19 @@ def test_a_refusal_says_what_is_still_shown():
 
 
 def test_readings_have_a_row_a_class_and_a_column_a_network(readings):
+    readings["resnet34_ma"] = replace(readings["resnet34_ma"], probabilities=dict(zip(CLASSES, (0.1, 0.7, 0.2, 0, 0))))
     html = render.readings(_analysis(readings))
     _well_formed(html)
     assert re.findall(r'<th scope="row">([^<]+)', html) == list(CLASSES)
     head = re.search("<thead>.*</thead>", html, re.S)[0]
     assert "EfficientNet-Lite0<br>plain" in head and "ResNet-34<br>CBAM" in head and head.count("<button") == 4
-    assert html.count('data-network="resnet34_ma" data-name="COVID-19"') == 1 and html.count(">60.0%<") == 4
+    assert html.count('data-network="resnet34_ma" data-name="COVID-19"') == 1 and html.count(">60.0%<") == 3
     assert html.count('class="top"') == 4
+    mean = _analysis(readings).mean_of("manet")
+    assert re.findall(r'<td class="mean[^>]*>([^<]+)', html) == [f"{mean[name]:.1%}" for name in CLASSES]
+    assert re.findall(r'<td class="mean top"[^>]*>([^<]+)', html) == [f"{mean['COVID-19']:.1%}"]
     one = render.readings(_analysis({"resnet34_ma": readings["resnet34_ma"]}))
-    assert "by ResNet-34" in one and ">MA</button>" in one
+    assert "by ResNet-34" in one and ">MA</button>" in one and "mean" not in one
 
 
 def test_a_heatmap_is_told_with_its_figures(readings):

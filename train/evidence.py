@@ -41,6 +41,7 @@ from .measures import (
     classification,
     controls,
     duplicates,
+    ensemble,
     explainers,
     external,
     findings,
@@ -74,6 +75,7 @@ OF_ALL: dict[str, ModuleType] = {
     "localisation": localisation,
     "explainers": explainers,
     "other_findings": other_findings,
+    "ensemble": ensemble,
     "agreement": agreement,
     "heatmaps": heatmaps,
     "robustness": robustness,
@@ -83,7 +85,7 @@ OF_ALL: dict[str, ModuleType] = {
 }
 SECTIONS = OF_EACH | OF_ALL
 # of OF_ALL, what is said of the shipped networks: it grows old with their weights
-OF_NETWORKS = ("localisation", "explainers", "other_findings", "agreement", "heatmaps", "robustness")
+OF_NETWORKS = ("localisation", "explainers", "other_findings", "ensemble", "agreement", "heatmaps", "robustness")
 
 INTRODUCTION = """\
 Written by `python -m train.evidence`. Intervals are 95 % bootstrap over patients; where all or none are right, which
@@ -153,11 +155,13 @@ def headline(evidence: dict) -> str:
     columns = [group for group, n in sizes.items() if n >= 10]
     cohort_sizes = {c: f["n"] for m in models.values() for c, f in _cohorts(m).items()}
     tested = {m["test"]["n"] for m in models.values()}
+    means = {} if _outdated(evidence, "ensemble") else evidence.get("ensemble", {})
+    together = {f"mean of the {len(m['models'])} networks": m for m in means.values()}
     rows = []
-    for name, m in models.items():
+    for name, m in ({f"`{name}`": m for name, m in models.items()} | together).items():
         cells = [_cell(m["external"].get(group, {}).get("all"), "sensitivity") for group in columns]
         cells += [_cell(_cohorts(m).get(cohort), "read_as") for cohort in cohort_sizes]
-        rows.append([f"`{name}`", percent(m["test"]["accuracy"]), *cells])
+        rows.append([name, percent(m["test"]["accuracy"]), *cells])
     if blind := evidence.get("controls", {}).get("outside"):
         cells = [_cell(blind["external"].get(group, {}).get("all"), "sensitivity") for group in columns]
         rows.append(["control, lungs blacked out", percent(blind["accuracy"]), *cells, *([""] * len(cohort_sizes))])

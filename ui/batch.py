@@ -246,12 +246,12 @@ def row(name: str, found: Analysis | str, opens: bool = False) -> dict:
 
 def _consensus(found: Analysis, task: str) -> dict:
     """What may be said for all networks of a task, None for nothing; what each of them says; mean probabilities."""
-    readings, names = found.readings_of(task).values(), found.claim_of(task)
+    names, means = found.claim_of(task), found.mean_of(task)
     return {
         "names": names,
         "votes": found.votes_of(task),
-        "networks": len(readings),
-        "means": [sum(reading.probabilities[name] for reading in readings) / len(readings) for name in names or ()],
+        "networks": len(found.readings_of(task)),
+        "means": [means[name] for name in names or ()],
     }
 
 

@@ -14,11 +14,12 @@ from manet_core.weights import fingerprint
 from .render import shown_name
 
 _PLACES = {"external": "X-rays of other hospitals", "test": "test X-rays of the training hospitals"}
+_SECTIONS = ("agreement", "other_findings", "localisation")
 _FEWEST = 10  # X-rays, below which a share says nothing
 
 
 class Claims:
-    """The figures of `train.evidence --only agreement localisation`, for the very networks that they were measured of.
+    """The figures of `_SECTIONS` of `train.evidence`, each for the very weights that it was measured of.
 
     Args:
         results: folder with evidence.json; without it, or where it is damaged, nothing is known.
@@ -28,29 +29,31 @@ class Claims:
     def __init__(self, results: Path, entries: dict[str, dict]):
         try:
             evidence = json.loads((results / "evidence.json").read_text(encoding="utf-8"))
-            measured = {name: model["sha256"] for name, model in evidence["models"].items()}
-            self._found, self._lesions = (evidence.get(part, {}) for part in ("agreement", "localisation"))
-            located = evidence.get("measured_of", {}).get("localisation", {})
-            located = {name: located[name] for name in self._lesions.get("models", {}) if name in located}
+            self._found = {section: evidence.get(section, {}) for section in _SECTIONS}
+            of = {section: evidence.get("measured_of", {}).get(section, {}) for section in _SECTIONS}
+            self._known = {  # of each section, the networks whose weights it was measured of
+                section: {name for name, entry in entries.items() if weights.get(name) == fingerprint(entry)}
+                for section, weights in of.items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            measured, located, self._found, self._lesions = {}, {}, {}, {}
-        self._known, self._located = (
-            {name for name, entry in entries.items() if hashes.get(name) == fingerprint(entry)}
-            for hashes in (measured, located)
-        )
+            self._found, self._known = {s: {} for s in _SECTIONS}, {s: set() for s in _SECTIONS}
 
-    def _of(self, task: Task, analysis: Analysis) -> dict[str, dict]:
+    def _of(self, section: str, task: Task, analysis: Analysis) -> dict:
+        """The figures of a section for a task, if all networks that answered are known to it; {} otherwise."""
+        known = set(analysis.readings_of(task.name)) <= self._known[section]
+        return self._found[section].get(task.name, {}) if known else {}
+
+    def _agreement(self, task: Task, analysis: Analysis) -> dict[str, dict]:
         """{split: figures} where they were measured of exactly the networks that answered."""
-        asked = set(analysis.readings_of(task.name))
-        found = self._found.get(task.name, {})
-        return {s: f for s, f in found.items() if s in _PLACES and set(f["models"]) == asked and asked <= self._known}
+        found, asked = self._of("agreement", task, analysis), set(analysis.readings_of(task.name))
+        return {split: found[split] for split in _PLACES if set(found.get(split, {}).get("models", ())) == asked}
 
     def on(self, task: Task, analysis: Analysis) -> str:
         """On the class that all networks of a task claim: for how many X-rays they do, and how often rightly."""
         (name,) = analysis.votes_of(task.name)
         unknown = []
         for split, place in _PLACES.items():
-            found = self._of(task, analysis).get(split, {})
+            found = self._agreement(task, analysis).get(split, {})
             claim = found.get("claims", {}).get(name, {})
             if claim.get("n", 0) < _FEWEST:
                 unknown.append(f"There are no figures for {place}.")
@@ -63,8 +66,19 @@ class Claims:
                 had = claim["n"] / (claim["n"] + claim["others"])  # by which the next figure stands and falls
                 told += f". Of these claims, {_percent(claim['right'])} were right (n = {claim['claimed']}), "
                 told += f"where {had:.0%} of the X-rays were labelled so"
-            return " ".join([*unknown, f"{told}."])
+            return " ".join([*unknown, f"{told}.", *self._on_other_findings(name, task, analysis)])
         return "How often these networks are right when they agree on this was not measured."
+
+    def _on_other_findings(self, claim: str, task: Task, analysis: Analysis) -> list[str]:
+        """For how many X-rays with a finding that is none of the classes the same networks claim *Normal*."""
+        found = self._of("other_findings", task, analysis)
+        same = set(found.get("models", ())) == set(analysis.readings_of(task.name))
+        if claim != "Normal" or not same or "claimed" not in found or found["n"] < _FEWEST:
+            return []
+        share, n = _percent(found["claimed"]["Normal"]), found["n"]
+        return [
+            f"Of test X-rays with another finding, such as a nodule or an effusion, {share} were called so (n = {n})."
+        ]
 
     def on_doubt(self, task: Task, analysis: Analysis) -> str:
         """Why the networks of a task claim no class, a sentence or two: they disagree, or are not sure enough."""
@@ -81,7 +95,7 @@ class Claims:
             why = f"{who} {shown_name(name)}, but not surely enough ({said}; a claim needs {needed})."
             right = "On {} on which they were no surer, they were right in {} (n = {})."
         for split, place in _PLACES.items():
-            found = self._of(task, analysis).get(split, {}).get("groups", {}).get(group)
+            found = self._agreement(task, analysis).get(split, {}).get("groups", {}).get(group)
             if found and found["n"] >= _FEWEST:
                 return f"{why} {right.format(place, _percent(found['accuracy']), found['n'])}"
         return why
@@ -90,8 +104,9 @@ class Claims:
         """A sentence on how much of such heatmaps lies on lesions, and by which explainer most does; "" without any."""
         if not analysis.readings:
             return ""
-        known, title = sorted(set(analysis.readings) & self._located), get_explainer(analysis.explainer).title
-        measured = [self._lesions["models"][name] for name in known]
+        lesions, title = self._found["localisation"], get_explainer(analysis.explainer).title
+        known = sorted(set(analysis.readings) & self._known["localisation"] & set(lesions.get("models", {})))
+        measured = [lesions["models"][name] for name in known]
         by = {
             name: [figures[name]["enrichment"]["value"] for figures in measured]
             for name in list_explainers()
@@ -103,7 +118,7 @@ class Claims:
         best = max(by, key=lambda name: sum(by[name]))
         most = "" if best == analysis.explainer else f", by {get_explainer(best).title} {_range(by[best])} times"
         return (
-            f"On {self._lesions['n']} X-rays with lesions outlined by radiologists, heatmaps of {whose} by {title} put "
+            f"On {lesions['n']} X-rays with lesions outlined by radiologists, heatmaps of {whose} by {title} put "
             f"{_range(by[analysis.explainer])} times as much on the lesions as chance would{most}."
         )
 

@@ -27,7 +27,8 @@ def add_endpoints(networks: Networks, uploads: Uploads) -> None:
             {"readings": {model: {"task": name, "probabilities": {class: 0 to 1}, "predicted": class,
             "operating_point": the probability that a claim needs, "in_lung": {class: 0 to 1}}}, "claims": {task:
             [class that all its networks are sure of, or findings that half of them name], or null where nothing may be
-            said}, "explainer": what made the heatmaps behind "in_lung",
+            said}, "means": {task: {class: mean of its networks' probabilities}}, "explainer": what made the heatmaps
+            behind "in_lung",
             "lung_area": 0 to 1, "lung_areas": {"right", "left"}, "height", "width", "distance": from the training
             X-rays, about 1 for one of them, or null, "reliable": false where no class should be named, "withheld":
             [sentence why], "warnings": [sentence, those of "withheld" too], "disclaimer"}; no pixels, nothing about

@@ -176,16 +176,16 @@ def verdict(guess: str, votes: dict[str, int], score: tuple[int, int]) -> str:
 
 
 def readings(analysis: Analysis) -> str:
-    """For each task a table of probabilities: a row for each class, a column for each network.
+    """For each task a table of probabilities: a row for each class, a column for each network, and one for their mean.
 
-    Each is a button that has the viewer show the heatmap of that class by that network; those at the head, of what
-    the network predicts.
+    Each network's is a button that has the viewer show the heatmap of that class by that network; those at the head,
+    of what the network predicts. A mean has no heatmap.
     """
-    several = len(analysis.tasks) > 1
-    return "".join(_readings(get_task(name), analysis.readings_of(name), several) for name in analysis.tasks)
+    return "".join(_readings(get_task(name), analysis) for name in analysis.tasks)
 
 
-def _readings(task: Task, readings: dict[str, Reading], titled: bool) -> str:
+def _readings(task: Task, analysis: Analysis) -> str:
+    readings, mean, titled = analysis.readings_of(task.name), analysis.mean_of(task.name), len(analysis.tasks) > 1
     backbones = {titles(model)[0] for model in readings}
     title = escape(task.title) if titled else "Probabilities"
     if len(backbones) == 1:
@@ -201,8 +201,14 @@ def _readings(task: Task, readings: dict[str, Reading], titled: bool) -> str:
             f'<th scope="col"><button data-network="{escape(model)}" aria-pressed="false" title="{says}" '
             f'tabindex="-1">{short}</button></th>'
         )
+    several = len(readings) > 1
+    if several:
+        head += f'<th scope="col" class="mean" title="Mean of the {len(readings)} networks">mean</th>'
     for name in task.classes:
         cells = "".join(_probability(model, reading, name) for model, reading in readings.items())
+        if several:
+            highest = " top" * (task.exclusive and mean[name] == max(mean.values()))
+            cells += f'<td class="mean{highest}" style="--share:{mean[name]:.1%}">{mean[name]:.1%}</td>'
         body += f'<tr><th scope="row">{escape(shown_name(name))}</th>{cells}</tr>'
     return f"""
 <table class="readings"><caption>{title}{paper}</caption>
