@@ -676,7 +676,8 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
                 assert doubts[0] in page.inner_text("#withheld") and not page.is_visible(".readings")
                 page.click("#anyway")
             page.wait_for_selector(".readings")
-            expect(page.locator(".readings thead th")).to_have_count(len(answering))
+            expect(page.locator(".readings thead button")).to_have_count(len(answering))
+            expect(page.locator(".readings thead .mean")).to_have_count(1)
             table = page.locator(".readings").bounding_box()
             assert table["x"] + table["width"] <= page.viewport_size["width"], "within the column beside the film"
             said = page.inner_text("#headline")

@@ -217,6 +217,24 @@ def test_what_is_said_of_agreement_is_in_the_evidence():
     assert f"they were right in {right['external'][1]} ({right['test'][1]})" in folded(CARD)
 
 
+def test_what_is_said_of_the_networks_mean_is_in_the_evidence():
+    found = result("evidence")["ensemble"]["manet"]
+    test, gain, abroad = (
+        found["test"]["accuracy"],
+        found["minus_best"]["accuracy"],
+        found["minus_best"]["external_groups"],
+    )
+    each = [figures["accuracy"]["value"] for figures in found["each"].values()]
+    assert len(each) == 4 and test["value"] > max(each)
+    said = f"{100 * test['value']:.1f} % ({between(test)}) on the test split, {100 * gain['value']:.1f} points "
+    assert f"than any of them**: {said}({between(gain)}) more than the network that was best" in folded(README)
+    assert f"that network by {100 * abroad['value']:.1f} points ({between(abroad)};" in folded(README)
+    here, plain = (f["external_groups"]["value"] for f in (found["figures"], found["each"]["efficientnet_lite0"]))
+    other = result("paper-composition/evidence")["ensemble"]["manet"]["minus_best"]["accuracy"]
+    assert f"the best of them ({100 * other['value']:.1f} points, {between(other)})" in folded(README)
+    assert here < plain and f"({100 * here:.1f} and {100 * plain:.1f} %;" in folded(README)
+
+
 def test_the_readme_begins_with_what_to_expect_elsewhere():
     evidence = result("evidence")
     found = evidence["agreement"]["manet"]["external"]

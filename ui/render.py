@@ -203,12 +203,12 @@ def _readings(task: Task, analysis: Analysis) -> str:
         )
     several = len(readings) > 1
     if several:
-        head += f'<th scope="col" class="mean" title="Mean of the {len(readings)} networks">mean</th>'
+        head += f'<th scope="col" class="mean" title="Mean of the {len(readings)} networks"><span>mean</span></th>'
     for name in task.classes:
         cells = "".join(_probability(model, reading, name) for model, reading in readings.items())
         if several:
             highest = " top" * (task.exclusive and mean[name] == max(mean.values()))
-            cells += f'<td class="mean{highest}" style="--share:{mean[name]:.1%}">{mean[name]:.1%}</td>'
+            cells += f'<td class="mean{highest}"><span style="--share:{mean[name]:.1%}">{mean[name]:.1%}</span></td>'
         body += f'<tr><th scope="row">{escape(shown_name(name))}</th>{cells}</tr>'
     return f"""
 <table class="readings"><caption>{title}{paper}</caption>
