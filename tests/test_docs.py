@@ -19,6 +19,8 @@ from manet_core.weights import read_manifest
 from train import alexnet, benchmark, evaluate, evidence, sources, tables
 from train.complexity import last_map
 from train.measures.calibration import RIGHT
+from train.measures.explainers import OTHER
+from train.measures.markdown import number
 from ui import benchmark as page_benchmark
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -215,6 +217,22 @@ def test_what_is_said_of_agreement_is_in_the_evidence():
     told = f"on {shares[0]} of the external X-rays (test split: {shares[1]}), right in {right['external'][0]}"
     assert f"{told} ({right['test'][0]})" in folded(CARD)
     assert f"they were right in {right['external'][1]} ({right['test'][1]})" in folded(CARD)
+
+
+def test_alexnets_attention_is_told_beside_other_explainers():
+    found, said = result("covid/evidence"), folded(PAPERS)
+    located = found["localisation"]["models"]["alexnet_attn2"]
+    chance = "its attention puts {} times on the lesions what chance would put there, Grad-CAM {} times"
+    assert chance.format(*(number(located[name]["enrichment"], 2) for name in ("attention", "gradcam"))) in said
+    assert f"On {located['attention']['n']} X-rays with lesions" in said and found["explainers"]["n"] == 12
+    for name in ("attention", "gradcam"):
+        gain = located[name]["enrichment_minus_other"]
+        assert gain["low"] < 0 < gain["high"], "another patient's heatmaps lie there as much"
+    (network,) = found["explainers"]["models"].values()
+    left = {name: f"{of['deletion']['value']:.2f}" for name, of in network["explainers"].items()}
+    assert sorted(left, key=left.get)[:2] == ["integratedgradients", "gradientshap"]
+    told = f"falls to {left['integratedgradients']} and {left['gradientshap']}, with LIME to {left['lime']}, with its "
+    assert f"{told}attention to {left['attention']}, with another X-ray's Grad-CAM to {left[OTHER]}" in said
 
 
 def test_what_is_said_of_the_networks_mean_is_in_the_evidence():
