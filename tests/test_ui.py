@@ -590,11 +590,25 @@ def test_models_page_shows_the_repositorys_figures_and_no_others(weights):
             assert f"temperature {found['calibration']['temperature']:.2f}" in html
             for row in found["test"]["confusion"]:
                 assert " ".join(map(str, row)) in _shown(html)
+        for mean in json.loads(path.read_text(encoding="utf-8")).get("ensemble", {}).values():
+            value, low, high = (100 * mean["test"]["accuracy"][key] for key in ("value", "low", "high"))
+            assert f"mean of these {len(mean['models'])} {value:.0f} ({low:.0f}–{high:.0f})" in _shown(html)
         layers = [entry["last_layer"] for entry in read_manifest(manifest).values() if "last_layer" in entry]
         assert _shown(html).count("after training, last layer") == len(layers)
         for layer in layers:
             assert f"logits lowered by Normal {layer['margins']['Normal']:.1f}" in html
             assert layer["sha256"][:16] in html
+
+
+def test_models_page_tells_no_mean_of_other_weights_or_networks(weights, tmp_path):
+    evidence = json.loads((results_of(weights) / "evidence.json").read_text(encoding="utf-8"))
+    first = next(iter(evidence["models"]))
+    evidence["measured_of"]["ensemble"][first] = 64 * "9"
+    (tmp_path / "evidence.json").write_text(json.dumps(evidence))
+    assert "mean of these" not in models_page(weights, tmp_path)
+    few = {name: entry for name, entry in read_manifest(weights).items() if name != first}
+    write_manifest(tmp_path / "few.json", few)
+    assert "mean of these" not in models_page(tmp_path / "few.json", results_of(weights))
 
 
 def test_models_page_keeps_silent_on_weights_that_were_not_measured(random_weights, weights, tmp_path):

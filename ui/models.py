@@ -28,6 +28,7 @@ _REFITTED = (
     " Some last layers were refitted after external figures had been seen, so expect slightly lower figures on X-rays "
     "that nobody has looked at."
 )
+_PARTS = ("models", "controls", "ensemble", "measured_of")
 _FEWEST = 10  # X-rays of an external group, below which its sensitivity says nothing
 _VALIDITY = (
     "The controls were trained by one recipe and differ in what they were shown; the model card says what else does. "
@@ -63,7 +64,7 @@ def models_page(weights: str | Path, results: str | Path) -> str:
         mine = {name: measured[name] for name in names if name in measured}
         title = f'<h2 class="task">{escape(task.title)} <span>{escape(task.paper)}</span></h2>'
         html += title if len(tasks) > 1 else ""
-        html += _overview(task, mine, evidence["controls"]) if mine else ""
+        html += _overview(task, mine, evidence) if mine else ""
         html += "" if len(tasks) > 1 else _segmenter(entries)
         html += "".join(_card(task, name, entries[name], mine.get(name)) for name in names)
     html += _segmenter(entries) if len(tasks) != 1 else ""
@@ -71,14 +72,12 @@ def models_page(weights: str | Path, results: str | Path) -> str:
 
 
 def recorded(path: Path) -> dict[str, dict]:
-    """{"models", "controls"}, {} each where nothing was measured or the file is damaged."""
+    """The `_PARTS` of an evidence.json, {} each where nothing was measured or the file is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            key: {k: v for k, v in found.get(key, {}).items() if isinstance(v, dict)} for key in ("models", "controls")
-        }
+        return {key: {k: v for k, v in found.get(key, {}).items() if isinstance(v, dict)} for key in _PARTS}
     except (OSError, ValueError, AttributeError):
-        return {"models": {}, "controls": {}}
+        return {key: {} for key in _PARTS}
 
 
 def _percent(figure: dict) -> str:
@@ -96,12 +95,12 @@ def _table(head: list[str], rows: list[list[str]], caption: str) -> str:
     )
 
 
-def _overview(task: Task, measured: dict[str, dict], controls: dict) -> str:
+def _overview(task: Task, measured: dict[str, dict], evidence: dict) -> str:
     if not task.exclusive:
         return _findings(measured)
     controls = {
         shown: found
-        for shown, found in controls.items()
+        for shown, found in evidence["controls"].items()
         if shown in _CONTROLS and "accuracy" in found and found.get("settings", {}).get("task", "manet") == task.name
     }
     rated = {name: found for name, found in measured.items() if "test" in found}
@@ -113,6 +112,9 @@ def _overview(task: Task, measured: dict[str, dict], controls: dict) -> str:
         [" ".join(titles(name)[:2]), _percent(found["test"]["accuracy"]), *_external(found, groups)]
         for name, found in rated.items()
     ]
+    mean, of = evidence["ensemble"].get(task.name, {}), evidence["measured_of"].get("ensemble", {})
+    if mean.get("models") == list(rated) and all(of.get(name) == m["sha256"] for name, m in rated.items()):
+        rows.append([f"mean of these {len(rated)}", _percent(mean["test"]["accuracy"]), *_external(mean, groups)])
     for shown, found in controls.items():
         if shown == "lungs" and found["accuracy"] in [network["test"]["accuracy"] for network in rated.values()]:
             continue  # it is one of the networks above
