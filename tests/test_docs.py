@@ -220,15 +220,15 @@ def test_what_is_said_of_agreement_is_in_the_evidence():
 
 
 def test_alexnets_attention_is_told_beside_other_explainers():
-    found, said = result("covid/evidence"), folded(PAPERS)
-    located = found["localisation"]["models"]["alexnet_attn2"]
+    found, said = result("evidence")["explainers"], folded(PAPERS)
+    located = result("covid/evidence")["localisation"]["models"]["alexnet_attn2"]
     chance = "its attention puts {} times on the lesions what chance would put there, Grad-CAM {} times"
     assert chance.format(*(number(located[name]["enrichment"], 2) for name in ("attention", "gradcam"))) in said
-    assert f"On {located['attention']['n']} X-rays with lesions" in said and found["explainers"]["n"] == 12
+    assert f"On {located['attention']['n']} X-rays with lesions" in said and found["n"] == 12
     for name in ("attention", "gradcam"):
         gain = located[name]["enrichment_minus_other"]
         assert gain["low"] < 0 < gain["high"], "another patient's heatmaps lie there as much"
-    (network,) = found["explainers"]["models"].values()
+    network = found["models"]["AlexNet with attention"]
     left = {name: f"{of['deletion']['value']:.2f}" for name, of in network["explainers"].items()}
     assert sorted(left, key=left.get)[:2] == ["integratedgradients", "gradientshap"]
     told = f"falls to {left['integratedgradients']} and {left['gradientshap']}, with LIME to {left['lime']}, with its "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -578,7 +579,7 @@ def test_explainers_are_compared_network_by_network(hospitals, tmp_path, monkeyp
     assert "| CBAM: no weights in this manifest |" in text and "3 X-rays" in text and "nan |" not in text
 
     lesions = explainers.sample(localisation.read_lesions(hospitals), {"manet", "guided"}, 3)
-    all_cases = list(explainers.cases(study, {"plain": "efficientnet_lite0"}, lesions))
+    all_cases = list(explainers.cases({"plain": (study, "efficientnet_lite0")}, lesions))
     heats = [case["plain"].heat(study, "gradcam")["heat"] for case in all_cases]
     erased = [case["plain"].erased(heats[other])["deletion"] for case, other in zip(all_cases, (1, 0, 1))]
     assert of_plain[explainers.OTHER]["deletion"]["value"] == pytest.approx(np.mean(erased), abs=1e-6)
@@ -588,6 +589,14 @@ def test_explainers_are_compared_network_by_network(hospitals, tmp_path, monkeyp
 
     monkeypatch.setattr(explainers, "explained", none)
     assert explainers.measure(study) == found
+
+    entries = read_manifest(weights)
+    own = {name: entry for name, entry in entries.items() if name != "alexnet_attn1"}
+    write_manifest(weights / "manifest.json", own)
+    write_manifest(weights / "other.json", entries)
+    apart = explainers.measure(replace(study, beside=(weights / "other.json",)))
+    assert apart["models"]["AlexNet with attention"].pop("weights") == "other.json", "own networks come first"
+    assert apart == found, "two sets are compared as one would be"
     with pytest.raises(NotMeasured, match="two patients"):
         explainers.measure(Study(hospitals, weights, tmp_path / "cache", explained=1))
 

@@ -212,11 +212,15 @@ def main() -> None:
     p.add_argument(
         "--compare", nargs="+", choices=list_explainers(), default=(), help="the explainers that are compared; all"
     )
+    p.add_argument(
+        "--beside", nargs="+", type=Path, default=(), metavar="MANIFEST",
+        help="other sets of weights, for kinds of networks that this one lacks, whose explainers are compared, too",
+    )  # fmt: skip
     p.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these anew, keep the rest of evidence.json")
     p.add_argument("--record", action="store_true", help="write temperatures and headline into manifest, card, README")
     args = p.parse_args()
     study = Study(args.data, args.weights, args.cache, args.heatmaps, args.disturbed, tuple(args.explainers),
-                  args.controls, args.recipes, args.explained, tuple(args.compare))  # fmt: skip
+                  args.controls, args.recipes, args.explained, tuple(args.compare), tuple(args.beside))  # fmt: skip
     folder = results_folder(args.weights, args.results)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "evidence.json"

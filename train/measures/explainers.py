@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -104,14 +104,18 @@ def agreement(heat: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
     return float(spearmanr(a, b).statistic) if len(a) and np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
 
 
-def chosen(study: Study) -> dict[str, str]:
-    """{one of `KINDS`: the network that stands for it}, as far as there are weights."""
-    names = [name for names in study.tasks.values() for name in names]
+def chosen(study: Study) -> dict[str, tuple[Study, str]]:
+    """{one of `KINDS`: the set of weights and the network in it that stands for it}, of the study's or of those beside.
+
+    Of several sets that have one, the study's own comes first.
+    """
     found = {}
-    for kind, attentions in KINDS.items():
-        ranked = [name for attention in attentions for name in names if split_name(name)[1] == attention]
-        if ranked:
-            found[kind] = ranked[0]
+    for of in (study, *(replace(study, weights=path) for path in study.beside)):
+        names = [name for names in of.tasks.values() for name in names]
+        for kind, attentions in KINDS.items():
+            ranked = [name for attention in attentions for name in names if split_name(name)[1] == attention]
+            if ranked:
+                found.setdefault(kind, (of, ranked[0]))
     return found
 
 
@@ -181,38 +185,37 @@ class Case:
         return dict(zip(MEASURES, erasure(self.net, self.image, self.mask, self.label, heat)))
 
 
-def cases(study: Study, networks: dict[str, str], lesions: list[Lesion]) -> Iterator[dict[str, Case]]:
+def cases(networks: dict[str, tuple[Study, str]], lesions: list[Lesion]) -> Iterator[dict[str, Case]]:
     """For each X-ray {kind: its `Case`}."""
-    pipe = Pipeline.load(study.weights, list(networks.values()), study.device)
+    pipes = {kind: Pipeline.load(of.weights, [name], of.device) for kind, (of, name) in networks.items()}
     programs = _programs()
     for lesion in lesions:
         x, out = load_xray(lesion.image), {}
-        lungs = pipe.analyze(x, models=[]).segmentation
-        for kind, name in networks.items():
-            entry = study.entries[name]
+        for kind, (of, name) in networks.items():
+            lungs, entry = pipes[kind].analyze(x, models=[]).segmentation, of.entries[name]
             view, label = View.of(entry["preprocessing"]), label_of(lesion, entry["task"])
             cut = shown(x.pixels, lungs, view, view.sees)
             outline = view.cut(lesion.outline((view.working, view.working)).astype(np.float32), cut.box) > 0.5
             image, mask = (torch.from_numpy(array)[None] for array in (cut.seen, cut.mask.astype(np.float32)))
-            key = [programs, fingerprint(entry), study.manifest["resunet"]["sha256"], sha256(lesion.image), label]
-            out[kind] = Case(pipe.classifiers[name], image, mask, outline, label, key)
+            key = [programs, fingerprint(entry), of.manifest["resunet"]["sha256"], sha256(lesion.image), label]
+            out[kind] = Case(pipes[kind].classifiers[name], image, mask, outline, label, key)
         yield out
 
 
 def measure(study: Study) -> dict:
-    """{"n", "device", "models": {kind: {"network", "explainers": {explainer: figures}}}}.
+    """{"n", "device", "models": {kind: {"network", "explainers": {explainer: figures}}}}, of another set "weights".
 
     Figures are the `MEASURES` with their intervals and "seconds"; those of `OTHER` have no seconds.
     """
     networks = chosen(study)
     if not networks:
         raise NotMeasured("no network gives one answer")
-    tasks = {study.entries[name]["task"] for name in networks.values()}
+    tasks = {of.entries[name]["task"] for of, name in networks.values()}
     lesions = sample(read_lesions(study.data), tasks, study.explained)
     if len(lesions) < 2:
         raise NotMeasured("fewer than two patients have an outlined lesion and a class that all networks know")
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    every = list(cases(study, networks, lesions))
+    every = list(cases(networks, lesions))
     for i, of_xray in enumerate(tqdm(every, "explainers", unit="X-ray")):
         for kind, case in of_xray.items():
             reference = case.heat(study, DEFAULT)
@@ -232,7 +235,10 @@ def measure(study: Study) -> dict:
                 for key in found.keys() - {"heat"}:
                     out.setdefault(key, []).append(float(found[key]))
     weights = bootstrap_weights(np.array([lesion.patient for lesion in lesions]))
-    models: dict[str, dict] = {kind: {"network": name, "explainers": {}} for kind, name in networks.items()}
+    models: dict[str, dict] = {
+        kind: {"network": name, "explainers": {}} | ({} if of is study else {"weights": of.weights.name})
+        for kind, (of, name) in networks.items()
+    }
     for (kind, explainer), found in values.items():
         figures = {key: mean(np.array(found[key]), weights) for key in MEASURES}
         if explainer != OTHER:
@@ -251,10 +257,11 @@ def lines(evidence: dict) -> list[str]:
             rows.append([f"{kind}: no weights in this manifest", *[""] * (len(MEASURES) + 2)])
             continue
         model = found["models"][kind]
+        name = f"`{model['network']}`" + (f", `{model['weights']}`" if "weights" in model else "")
         for explainer, figures in model["explainers"].items():
             title = explainer if explainer == OTHER else get_explainer(explainer).title
             cells = [number(figures[key], 2) for key in MEASURES]
             seconds = f"{figures['seconds']:.1f}" if "seconds" in figures else ""
-            rows.append([f"`{model['network']}`", title, *cells, seconds])
+            rows.append([name, title, *cells, seconds])
     about = f"{found['n']} X-rays, each of another patient; {found['device']}."
     return [TEXT, "", about, "", *table(["network", "explainer", *(f"{m} (95 % CI)" for m in MEASURES), "s"], rows)]

@@ -146,6 +146,7 @@ class Study:
         controls, recipes: folders with trainings.
         explained: on how many X-rays with lesions explainers are compared.
         compared: names of those explainers; (): all.
+        beside: other manifests, whose networks explainers are compared of, too.
     """
 
     data: str | Path
@@ -158,6 +159,7 @@ class Study:
     recipes: Path = Path("runs/recipes")
     explained: int = 12
     compared: tuple[str, ...] = ()
+    beside: tuple[Path, ...] = ()
 
     @property
     def device(self) -> str:
