@@ -471,6 +471,10 @@ def test_alexnets_tables_are_drawn_from_the_results():
     plain = results["compositions"]["one"]["alexnet"]
     accuracy = plain["one"]["accuracy"]
     assert f"is right on {100 * accuracy['value']:.1f} % ({between(accuracy)}; one trial of" in folded(PAPERS)
+    blind = results["compositions"]["outside"]["alexnet_attn2"]
+    without, normal = blind["one"]["accuracy"], 1 - blind["one"]["covid"] / blind["one"]["n"]
+    said = f"is still right on {100 * without['value']:.1f} % ({between(without)}; one trial of {blind['epochs'][0]}"
+    assert said in folded(PAPERS) and f"of which {100 * normal:.1f} % are normal" in folded(PAPERS)
     assert plain["trials"] == 1 and plain["epochs"] == [60] and set(attended["epochs"]) == {60}
     gains = [pairs[f"alexnet_attn{n} - alexnet"] for n in (2, 1, 3)]
     said = [f"{100 * gain['value']:.1f}{' points' * (not k)} ({between(gain)})" for k, gain in enumerate(gains)]
