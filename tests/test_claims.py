@@ -138,9 +138,7 @@ def test_what_the_picture_says_comes_before_what_networks_say(claims):
     assert claims.doubts(bad) == ["Hardly any lung was found."] and claimed(bad) == "No reliable reading"
 
 
-@pytest.mark.parametrize(
-    "spoil", ["other weights", "measured of other weights", "one network alone", "no file", "damaged"]
-)
+@pytest.mark.parametrize("spoil", ["other weights", "older evidence", "one network alone", "no file", "damaged"])
 def test_figures_of_other_networks_are_not_told(claims, tmp_path, spoil):
     said, entries = {"a": "COVID-19", "b": "COVID-19"}, dict(ENTRIES)
     if spoil == "other weights":
@@ -153,7 +151,7 @@ def test_figures_of_other_networks_are_not_told(claims, tmp_path, spoil):
         del said["b"]
     elif spoil == "no file":
         (tmp_path / "evidence.json").unlink()
-    else:
+    elif spoil == "damaged":
         (tmp_path / "evidence.json").write_text('{"models": []}')
     html = summary(analysis(**said), Claims(tmp_path, entries))
     assert "was not measured" in html and "%" not in html

@@ -33,15 +33,17 @@ def ensemble(readings: list[Readings]) -> Ensemble:
 
 
 def measure(study: Study) -> dict:
-    """{task: {"models", "best", "n", "each": {network: figures}, "minus_best", and of the mean what is measured of a
+    """{task: {"models", "best", "each": {network: figures}, "minus_best", and of the mean what is measured of a
     network: "figures", "test", "external", "groups"}} of each task with at least two networks; figures as in controls.
     """
     out = {}
     for task, names in study.tasks.items():
+        if len(names) < 2:
+            continue
         readings = {name: study.read(name) for name in names}
         first = readings[names[0]]
         test, known, val = first.split("test") & first.labelled, first.known("test"), first.known("val")
-        if len(names) < 2 or not test.any() or not val.any():
+        if not test.any() or not val.any():
             continue
         mean = ensemble(list(readings.values()))
         each, of_mean = {name: figures(r) for name, r in readings.items()}, figures(mean)

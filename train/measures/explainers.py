@@ -187,18 +187,23 @@ class Case:
 
 def cases(networks: dict[str, tuple[Study, str]], lesions: list[Lesion]) -> Iterator[dict[str, Case]]:
     """For each X-ray {kind: its `Case`}."""
-    pipes = {kind: Pipeline.load(of.weights, [name], of.device) for kind, (of, name) in networks.items()}
+    sets = {of.weights: of for of, _ in networks.values()}
+    pipes = {
+        weights: Pipeline.load(weights, [name for other, name in networks.values() if other is of], of.device)
+        for weights, of in sets.items()
+    }
     programs = _programs()
     for lesion in lesions:
         x, out = load_xray(lesion.image), {}
+        masks = {weights: pipe.analyze(x, models=[]).segmentation for weights, pipe in pipes.items()}
         for kind, (of, name) in networks.items():
-            lungs, entry = pipes[kind].analyze(x, models=[]).segmentation, of.entries[name]
+            lungs, entry = masks[of.weights], of.entries[name]
             view, label = View.of(entry["preprocessing"]), label_of(lesion, entry["task"])
             cut = shown(x.pixels, lungs, view, view.sees)
             outline = view.cut(lesion.outline((view.working, view.working)).astype(np.float32), cut.box) > 0.5
             image, mask = (torch.from_numpy(array)[None] for array in (cut.seen, cut.mask.astype(np.float32)))
             key = [programs, fingerprint(entry), of.manifest["resunet"]["sha256"], sha256(lesion.image), label]
-            out[kind] = Case(pipes[kind].classifiers[name], image, mask, outline, label, key)
+            out[kind] = Case(pipes[of.weights].classifiers[name], image, mask, outline, label, key)
         yield out
 
 
