@@ -1,4 +1,4 @@
-"""The web page: python app.py [--host 127.0.0.1] [--port 7860] [--weights weights]."""
+"""The web page: python app.py [--host 127.0.0.1] [--port 7860] [--weights weights/families.json]."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--weights",
         type=Path,
-        default=Path(__file__).parent / "weights",
-        help="folder with manifest.json, or another manifest in such a folder",
+        default=Path(__file__).parent / "weights" / "families.json",
+        help="folder with manifest.json, or another manifest in such a folder (default: the families that are shipped)",
     )
     parser.add_argument(
         "--models",

@@ -125,6 +125,10 @@ GUIDED = register_task(
             "The three probabilities of a network sum to 100%: it must choose among three answers. Tuberculosis, "
             "effusion, pneumothorax, nodules, heart failure and all else are not among them."
         ),
+        sources=(
+            "The training X-rays tie each class to its source: pneumonia comes mostly from children of one hospital, "
+            "COVID-19 from adults of other hospitals. A high number may thus reflect the age or the hospital."
+        ),
         labels={name: ("Pneumonia",) for name in (*_GERMS, "Pneumonia (unspecified)")},
     )
 )

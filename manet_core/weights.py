@@ -4,7 +4,8 @@
 preprocessing, training, figures, temperature and operating point; and to a second,
 small file if its last layer was refitted after training. Nothing is loaded whose hash differs.
 Wherever `weights` is asked for, it is a folder with `manifest.json`, or another
-manifest file, whose weights lie beside it.
+manifest file, whose weights lie beside it. A manifest {"sets": [FILE, ...]} stands
+for the networks of several other ones beside it, which share a segmenter.
 """
 
 import hashlib
@@ -36,30 +37,70 @@ def manifest_path(weights: str | Path) -> Path:
     return path if path.suffix == ".json" else path / MANIFEST
 
 
-def read_manifest(weights: str | Path) -> dict[str, dict]:
-    """The manifest's entries by model name.
+def sets_of(weights: str | Path) -> list[Path]:
+    """The manifest files with the networks that `weights` stands for: its own, or those that it joins.
 
     Raises:
         WeightsError: there is no manifest, or it cannot be read.
     """
     path = manifest_path(weights)
+    content = _content(path)
+    if "sets" not in content:
+        return [path]
+    names = content["sets"]
+    if not isinstance(names, list) or not names or any(PureWindowsPath(str(name)).name != name for name in names):
+        raise WeightsError(f"{path} is damaged; restore it from the repository.")
+    return [path.with_name(name) for name in names]
+
+
+def read_manifest(weights: str | Path) -> dict[str, dict]:
+    """The manifest's entries by model name; of several sets, the first one's, then the next one's.
+
+    Raises:
+        WeightsError: there is no manifest, it cannot be read, or two sets have another network of one name.
+    """
+    entries: dict[str, dict] = {}
+    for path in sets_of(weights):
+        try:
+            found = _content(path)["models"]
+            if not all(isinstance(entry, dict) for entry in found.values()):
+                raise TypeError
+            both = found.keys() & entries.keys()
+            differing = sorted(name for name in both if fingerprint(found[name]) != fingerprint(entries[name]))
+        except (KeyError, TypeError, AttributeError):
+            raise WeightsError(f"{path} is damaged; restore it from the repository.") from None
+        if differing:
+            raise WeightsError(f"The sets that {weights} joins differ in {differing[0]!r}: use one of them alone.")
+        entries |= {name: entry for name, entry in found.items() if name not in both}
+    return entries
+
+
+def _content(path: Path) -> dict:
+    """What a manifest file holds."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["models"]
-        if not all(isinstance(entry, dict) for entry in entries.values()):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
             raise TypeError
-        return entries
+        return content
     except FileNotFoundError:
         raise WeightsError(
             f"There are no weights in {path.parent}: {path.name} is missing; "
             "clone the repository whole, or train them as the README says."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise WeightsError(f"{path} is damaged; restore it from the repository.") from None
 
 
 def write_manifest(weights: str | Path, entries: dict[str, dict]) -> None:
-    """Replace the manifest whole: whoever reads it meanwhile, or after a crash, finds the old one or the new one."""
+    """Replace the manifest whole: whoever reads it meanwhile, or after a crash, finds the old one or the new one.
+
+    Raises:
+        WeightsError: it joins other sets, which is where entries belong.
+    """
     path = manifest_path(weights)
+    if path.exists() and "sets" in _content(path):
+        names = ", ".join(one.name for one in sets_of(path))
+        raise WeightsError(f"{path} joins other sets of weights; name the one that is to be changed: {names}.")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps({"models": entries}, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)

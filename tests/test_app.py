@@ -197,6 +197,30 @@ def test_another_explainer(server, page, phantom_png):
     page.wait_for_selector("#explaining .stage", state="detached")
 
 
+def test_the_families_that_are_shipped(weights, tmp_path, page, phantom_png):
+    """The five classes answer; guided attention and AlexNet's attention are there to be chosen, with their own maps."""
+    with served(weights / "families.json", tmp_path) as (url, _):
+        page.goto(url)
+        _send(page, phantom_png)
+        page.click("#anyway")
+        expect(page.locator(".readings")).to_have_count(1)
+        for count, task in ((2, "Normal, pneumonia or COVID-19"), (3, "COVID-19 or normal")):
+            page.check(f"#families label:has(span:text-is('{task}')) input")
+            expect(page.locator(".readings")).to_have_count(count)
+        page.click("button[role=tab]:has-text('Compare attention')")
+        page.click("label:has-text('AlexNet: COVID-19 or normal')")
+        page.wait_for_selector(".attended >> text=What AlexNet, attention after two layers attends to")
+        expect(page.locator(".attended .heat")).to_have_count(2)
+        page.click("label:has-text('EfficientNet-Lite0: Normal, pneumonia or COVID-19')")
+        page.wait_for_selector(".grid >> text=guided attention")
+        expect(page.locator(".grid .heat")).to_have_count(3)
+        page.click("button[role=tab]:has-text('Models')")
+        expect(page.locator(".models h2.task")).to_have_count(3)
+        expect(page.locator(".models summary >> text=guided attention")).to_be_visible()
+        expect(page.locator(".models h2 >> text=External validation")).to_have_count(1)
+        _shot(page, "families")
+
+
 def test_several_tasks(many_tasks, weights, tmp_path, page, phantom_png):
     """Networks of five classes, of three, and of 14 findings, on every tab and at every endpoint."""
     (tmp_path / "weights").mkdir()
@@ -664,7 +688,7 @@ def test_shipped_weights_on_real_xrays(weights, cxr, index, page, tmp_path):
             archive.write(films[label], f"{label}.jpg")
     with served(weights, tmp_path) as (url, uploads):
         page.goto(url)
-        claims = Claims(results_of(weights), networks.get().entries)
+        claims = Claims(networks.get().entries, *results_of(weights))
         for film in (Path(films["Normal"]), dicom, phantom(**dict(zip(("seed", "opacity"), PHANTOMS["Dense shadow"])))):
             x = film if isinstance(film, XRay) else load_xray(film)
             analysis = networks.analyze(x, models=answering)

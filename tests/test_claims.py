@@ -1,7 +1,9 @@
 """The sentence that is read first: what all networks say, and how often that is right elsewhere."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +55,15 @@ def claims(tmp_path):
         "measured_of": dict.fromkeys(("agreement", "other_findings", "localisation"), weights),
     }
     (tmp_path / "evidence.json").write_text(json.dumps(evidence))
-    return Claims(tmp_path, ENTRIES)
+    return Claims(ENTRIES, tmp_path)
+
+
+def with_other(folder: Path, change: Callable[[dict], object]) -> Claims:
+    """Claims of the same evidence after a change."""
+    evidence = json.loads((folder / "evidence.json").read_text())
+    change(evidence)
+    (folder / "evidence.json").write_text(json.dumps(evidence))
+    return Claims(ENTRIES, folder)
 
 
 def analysis(withheld=(), **said):
@@ -64,7 +74,7 @@ def analysis(withheld=(), **said):
     return Analysis(None, None, readings, list(withheld), withheld=list(withheld))
 
 
-def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
+def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims, tmp_path):
     html = summary(analysis(a="COVID-19", b="COVID-19"), claims)
     assert "All 2 networks: <b>COVID-19</b>" in html
     assert (
@@ -72,7 +82,8 @@ def test_a_claim_is_told_with_its_evidence_of_other_hospitals(claims):
         "wrongly, for 10% (5–15) of the others (n = 380)."
     ) in html
     assert claims.doubts(analysis(a="COVID-19", b="COVID-19")) == []
-    claims._found["agreement"]["manet"]["external"]["claims"]["COVID-19"] |= {"claimed": 391, "right": share(0.9)}
+    more = {"claimed": 391, "right": share(0.9)}
+    claims = with_other(tmp_path, lambda e: e["agreement"]["manet"]["external"]["claims"]["COVID-19"].update(more))
     told = "Of these claims, 90% (85–95) were right (n = 391), where 60% of the X-rays were labelled so."
     assert told in summary(analysis(a="COVID-19", b="COVID-19"), claims)
 
@@ -87,12 +98,12 @@ def test_where_no_other_hospital_tells_that_is_said(claims):
     assert "was not measured" in summary(analysis(a="Tuberculosis", b="Tuberculosis"), claims)
 
 
-def test_a_claim_of_normal_is_told_with_what_it_overlooks(claims):
+def test_a_claim_of_normal_is_told_with_what_it_overlooks(claims, tmp_path):
     told = "Of test X-rays with another finding, such as a nodule or an effusion, 24% (19–29) were called so (n = 55)."
     assert told in summary(analysis(a="Normal", b="Normal"), claims)
     assert "another finding" not in summary(analysis(a="COVID-19", b="COVID-19"), claims)
     assert "another finding" not in summary(analysis(a="Normal"), claims), "it was measured of both"
-    claims._found["other_findings"]["manet"]["n"] = 9
+    claims = with_other(tmp_path, lambda e: e["other_findings"]["manet"].update(n=9))
     assert "another finding" not in summary(analysis(a="Normal", b="Normal"), claims), "too few"
 
 
@@ -153,7 +164,7 @@ def test_figures_of_other_networks_are_not_told(claims, tmp_path, spoil):
         (tmp_path / "evidence.json").unlink()
     elif spoil == "damaged":
         (tmp_path / "evidence.json").write_text('{"models": []}')
-    html = summary(analysis(**said), Claims(tmp_path, entries))
+    html = summary(analysis(**said), Claims(entries, tmp_path))
     assert "was not measured" in html and "%" not in html
     assert ("Predicted: <b>" in html) == (spoil == "one network alone")
 
@@ -174,8 +185,33 @@ def test_heatmaps_are_told_with_what_lies_on_lesions(claims, tmp_path):
         f"{start}these networks by Occlusion put 1.3 times as much on the lesions as chance would."
     )
     assert "was not measured" in claims.on_heatmaps(replace(both, explainer="occlusion")), "of one alone it was"
-    retrained = Claims(tmp_path, ENTRIES | {"b": ENTRIES["b"] | {"sha256": 64 * "9"}})
+    retrained = Claims(ENTRIES | {"b": ENTRIES["b"] | {"sha256": 64 * "9"}}, tmp_path)
     assert "heatmaps of 1 of these networks by Grad-CAM put 0.9 times" in retrained.on_heatmaps(both)
     assert "was not measured" in retrained.on_heatmaps(analysis(b="Normal"))
-    assert "was not measured" in Claims(tmp_path / "nowhere", ENTRIES).on_heatmaps(both)
+    assert "was not measured" in Claims(ENTRIES, tmp_path / "nowhere").on_heatmaps(both)
     assert claims.on_heatmaps(analysis()) == ""
+
+
+def test_of_joined_sets_each_tells_of_its_own_networks(claims, tmp_path):
+    guided, other = tmp_path / "guided", {"g": {"sha256": 64 * "7"}}
+    guided.mkdir()
+    of = {"g": fingerprint(other["g"])}
+    evidence = {
+        "localisation": {"n": 51, "models": {"g": {"gradcam": {"enrichment": share(1.2)}}}},
+        "agreement": {
+            "guided": {"external": {"models": ["g"], "claims": {"Pneumonia": {"n": 50, "found": share(0.6)}}}}
+        },
+        "measured_of": dict.fromkeys(("agreement", "localisation"), of),
+    }
+    (guided / "evidence.json").write_text(json.dumps(evidence))
+    joined = Claims(ENTRIES | other, tmp_path, guided)
+    both = analysis(a="COVID-19", b="COVID-19")
+    both.readings["g"] = Reading({"Pneumonia": 1.0}, "Pneumonia", {}, {}, {}, (7, 7), {}, "guided")
+    html = summary(both, joined)
+    assert "62% (57–67) of those labelled COVID-19" in html and "60% (55–65) of those labelled Pneumonia" in html
+    told = joined.on_heatmaps(both)
+    assert "On 71 X-rays" in told and "heatmaps of 2 of these networks by Grad-CAM put 0.9 to 1.0 times" in told
+    assert "On 51 X-rays" in told and "put 1.2 times" in told
+    assert joined.on_heatmaps(analysis(a="COVID-19", b="COVID-19")) == claims.on_heatmaps(
+        analysis(a="COVID-19", b="COVID-19")
+    )

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -440,6 +441,16 @@ def test_agreement_parts_the_unanimous_from_the_divided():
     assert fewer["claims"]["V"]["wrongly"]["value"] == 0
     text = "\n".join(agreement.lines({"agreement": {"manet": {"external": out}}}))
     assert "| external | V | 1 | 100.0 (" in text and "| external | Z | 0 |  | 5 | 0.0 (" in text
+
+
+def test_a_network_that_is_alone_claims_what_it_is_sure_of():
+    label = ["Normal", "COVID-19", "Tuberculosis", "COVID-19"]
+    read = readings([0, 1, 2, 0, 0, 1, 2, 1], label=2 * label, split=4 * ["test"] + 4 * ["val"])
+    found = agreement.measure(SimpleNamespace(tasks={"manet": ["a"]}, read={"a": read}.get))["manet"]["test"]
+    assert (found["models"], found["share_unanimous"]) == (["a"], 1)
+    assert found["claims"]["COVID-19"]["found"]["value"] == 0.5 and found["groups"]["claimed"]["n"] == 4
+    with pytest.raises(NotMeasured, match="no X-ray has a label"):
+        agreement.measure(SimpleNamespace(tasks={}, read=None))
 
 
 def test_probe_reads_what_is_there_and_not_what_is_not(rng):

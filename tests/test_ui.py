@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import struct
 import threading
 import tracemalloc
@@ -44,7 +45,7 @@ from ui.shelves import Picture, Shelved, Shelves
 from ui.startup import gr
 from ui.uploads import Uploads
 
-NOTHING_MEASURED = Claims(Path("nowhere"), {})
+NOTHING_MEASURED = Claims({}, Path("nowhere"))
 
 
 def _reading(rng: np.random.Generator, predicted: str = "COVID-19", task: str = "manet", **options) -> Reading:
@@ -322,6 +323,32 @@ def test_a_manifest_may_name_its_networks_as_it_likes(random_weights, tmp_path):
     assert told["classes"] == list(CLASSES) and told["task"] == "manet"
 
 
+def test_of_joined_sets_the_first_one_answers_and_all_can_be_chosen(random_weights, tmp_path, picture):
+    for path in random_weights.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    entries = read_manifest(random_weights)
+    write_manifest(tmp_path / "more.json", {"resunet": entries["resunet"], "another": entries["efficientnet_lite0"]})
+    (tmp_path / "joined.json").write_text('{"sets": ["manifest.json", "more.json"]}')
+    first = [name for name in entries if name != "resunet"]
+    networks, uploads = Networks(tmp_path / "joined.json"), Uploads(tmp_path)
+    assert networks.at_first() == first and set(networks.get().models) == {*first, "another"}
+    assert Networks(tmp_path / "joined.json", ["another"]).at_first() == ["another"], "which was asked for"
+    assert Networks(tmp_path / "more.json").at_first() == ["another"]
+    with gr.Blocks() as page:
+        add_endpoints(networks, uploads)
+    endpoints = {function.api_name: function.fn for function in page.fns.values()}
+    assert [told["name"] for told in endpoints["models"]()] == first
+
+    def sent() -> dict:
+        path = tmp_path / "sent" / "chest.png"
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(picture, path)
+        return {"path": str(path), "orig_name": "chest.png"}
+
+    assert list(endpoints["analyze"](sent())["readings"]) == first
+    assert list(list(endpoints["batch"]([sent()]))[-1][0]["readings"]) == first
+
+
 def test_random_networks_have_the_classes_of_their_tasks(networks):
     x = phantom(128)
     known, random = (networks.analyze(x, random=random) for random in (False, True))
@@ -331,12 +358,17 @@ def test_random_networks_have_the_classes_of_their_tasks(networks):
 
 
 def test_results_lie_beside_the_weights(tmp_path):
-    for name in ("weights", "results", "results/other"):
-        (tmp_path / name).mkdir()
-    assert results_of(tmp_path / "weights") == tmp_path / "results"
-    assert results_of(tmp_path / "weights" / "manifest.json") == tmp_path / "results"
-    assert results_of(tmp_path / "weights" / "other.json") == tmp_path / "results" / "other"
-    assert results_of(tmp_path / "weights" / "third.json") == tmp_path / "results"
+    weights, results = tmp_path / "weights", tmp_path / "results"
+    for folder in (weights, results, results / "other"):
+        folder.mkdir()
+    assert results_of(weights) == [], "there is no manifest"
+    for name in ("manifest", "other", "third"):
+        write_manifest(weights / f"{name}.json", {})
+    (weights / "joined.json").write_text('{"sets": ["manifest.json", "other.json"]}')
+    assert results_of(weights) == results_of(weights / "manifest.json") == [results]
+    assert results_of(weights / "other.json") == [results / "other"]
+    assert results_of(weights / "third.json") == [results]
+    assert results_of(weights / "joined.json") == [results, results / "other"]
 
 
 def test_gradio_still_needs_to_be_imported_quickly():
@@ -576,11 +608,11 @@ def _shown(html: str) -> str:
 
 
 def test_models_page_shows_the_repositorys_figures_and_no_others(weights):
-    sets = {path: results_of(path) / "evidence.json" for path in weights.glob("*.json")}
-    sets = {path: evidence for path, evidence in sets.items() if evidence.is_file()}
-    assert sets
-    for manifest, path in sets.items():
-        html = models_page(manifest, path.parent)
+    sets = [(path, folder / "evidence.json") for path in weights.glob("*.json") for folder in results_of(path)]
+    sets = [(path, evidence) for path, evidence in sets if evidence.is_file()]
+    assert len(sets) > len({path for path, _ in sets}) > 1, "several sets, and one that joins some"
+    for manifest, path in sets:
+        html = models_page(manifest, *results_of(manifest))
         _well_formed(html)
         for found in json.loads(path.read_text(encoding="utf-8"))["models"].values():
             if "test" not in found:
@@ -601,18 +633,19 @@ def test_models_page_shows_the_repositorys_figures_and_no_others(weights):
 
 
 def test_models_page_tells_no_mean_of_other_weights_or_networks(weights, tmp_path):
-    evidence = json.loads((results_of(weights) / "evidence.json").read_text(encoding="utf-8"))
+    (results,) = results_of(weights)
+    evidence = json.loads((results / "evidence.json").read_text(encoding="utf-8"))
     first = next(iter(evidence["models"]))
     evidence["measured_of"]["ensemble"][first] = 64 * "9"
     (tmp_path / "evidence.json").write_text(json.dumps(evidence))
     assert "mean of these" not in models_page(weights, tmp_path)
     few = {name: entry for name, entry in read_manifest(weights).items() if name != first}
     write_manifest(tmp_path / "few.json", few)
-    assert "mean of these" not in models_page(tmp_path / "few.json", results_of(weights))
+    assert "mean of these" not in models_page(tmp_path / "few.json", *results_of(weights))
 
 
 def test_models_page_keeps_silent_on_weights_that_were_not_measured(random_weights, weights, tmp_path):
-    html = models_page(random_weights, results_of(weights))
+    html = models_page(random_weights, *results_of(weights))
     _well_formed(html)
     assert "Nothing has been measured of these weights" in html and html.count("not measured</summary>") == 3
     assert "missing" in models_page(tmp_path, tmp_path)

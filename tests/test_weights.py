@@ -8,7 +8,7 @@ import torch
 from conftest import flip_a_bit
 
 from manet_core import Pipeline, WeightsError
-from manet_core.weights import load_network, read_manifest, sha256, write_manifest
+from manet_core.weights import load_network, read_manifest, sets_of, sha256, write_manifest
 
 
 @pytest.fixture
@@ -131,6 +131,29 @@ def test_another_manifest_in_the_folder_selects_another_set(copy):
     assert pipe.models == ["the third"] and pipe.hashes["the third"] == several["the third"]["sha256"]
     with pytest.raises(WeightsError, match="missing.json is missing"):
         Pipeline.load(copy / "missing.json")
+
+
+def test_a_manifest_joins_several_sets(copy):
+    entries = read_manifest(copy)
+    classifier = entries["efficientnet_lite0"]
+    write_manifest(copy / "more.json", {"resunet": entries["resunet"], "another": classifier})
+    joined = copy / "joined.json"
+    joined.write_text('{"sets": ["manifest.json", "more.json"]}', encoding="utf-8")
+    assert sets_of(joined) == [copy / "manifest.json", copy / "more.json"] and sets_of(copy) == [copy / "manifest.json"]
+    assert list(read_manifest(joined)) == [*entries, "another"]
+    same, other = (load_network(path, name) for path, name in ((copy, "efficientnet_lite0"), (joined, "another")))
+    assert all(torch.equal(weight, other.state_dict()[key]) for key, weight in same.state_dict().items())
+    with pytest.raises(WeightsError, match="manifest.json, more.json"):
+        write_manifest(joined, entries)
+    assert read_manifest(copy) == entries
+
+    write_manifest(copy / "more.json", {"resunet": entries["resunet"] | {"sha256": 64 * "0"}})
+    with pytest.raises(WeightsError, match="differ in 'resunet'"):
+        read_manifest(joined)
+    for sets in ('["nothing.json"]', '["../manifest.json"]', "[]", "[3]", '"manifest.json"', '["joined.json"]'):
+        joined.write_text(f'{{"sets": {sets}}}', encoding="utf-8")
+        with pytest.raises(WeightsError, match="is missing" if "nothing" in sets else "is damaged"):
+            read_manifest(joined)
 
 
 def test_the_manifest_is_replaced_whole_or_not_at_all(copy, monkeypatch):

@@ -85,7 +85,7 @@ def read_all(networks: Networks, uploads: Uploads, files: list[dict]) -> Iterato
         pipeline, rows, opening = networks.get(), [], _opening(files, [name for name, _ in found])
         yield rows, len(found)
         waiting = [networks.patiently(read) for _, read in found]
-        with closing(pipeline.analyze_many(waiting, return_exceptions=True)) as analyses:
+        with closing(pipeline.analyze_many(waiting, networks.at_first(), return_exceptions=True)) as analyses:
             for (name, _), one in zip(found, analyses):
                 if isinstance(one, XRayError):
                     one = str(one)

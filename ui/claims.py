@@ -11,37 +11,49 @@ from manet_core.explain import get_explainer, list_explainers
 from manet_core.tasks import Task, get_task
 from manet_core.weights import fingerprint
 
-from .render import shown_name
+from .render import shown_name, titles
 
 _PLACES = {"external": "X-rays of other hospitals", "test": "test X-rays of the training hospitals"}
 _SECTIONS = ("agreement", "other_findings", "localisation")
 _FEWEST = 10  # X-rays, below which a share says nothing
 
 
+def _recorded(folder: Path, entries: dict[str, dict]) -> dict[str, tuple[dict, set[str]]]:
+    """{section: (its figures, the networks whose weights it was measured of)} of an evidence.json; {} without one."""
+    try:
+        evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+        of = {section: evidence.get("measured_of", {}).get(section, {}) for section in _SECTIONS}
+        return {
+            section: (
+                evidence.get(section, {}),
+                {name for name, entry in entries.items() if weights.get(name) == fingerprint(entry)},
+            )
+            for section, weights in of.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 class Claims:
     """The figures of `_SECTIONS` of `train.evidence`, each for the very weights that it was measured of.
 
     Args:
-        results: folder with evidence.json; without it, or where it is damaged, nothing is known.
         entries: the manifest's.
+        results: folders with evidence.json, one for each set of weights; of those without it, or where it is damaged,
+            nothing is known.
     """
 
-    def __init__(self, results: Path, entries: dict[str, dict]):
-        try:
-            evidence = json.loads((results / "evidence.json").read_text(encoding="utf-8"))
-            self._found = {section: evidence.get(section, {}) for section in _SECTIONS}
-            of = {section: evidence.get("measured_of", {}).get(section, {}) for section in _SECTIONS}
-            self._known = {  # of each section, the networks whose weights it was measured of
-                section: {name for name, entry in entries.items() if weights.get(name) == fingerprint(entry)}
-                for section, weights in of.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._found, self._known = {s: {} for s in _SECTIONS}, {s: set() for s in _SECTIONS}
+    def __init__(self, entries: dict[str, dict], *results: Path):
+        self._sets = [found for folder in results if (found := _recorded(folder, entries))]
 
     def _of(self, section: str, task: Task, analysis: Analysis) -> dict:
-        """The figures of a section for a task, if all networks that answered are known to it; {} otherwise."""
-        known = set(analysis.readings_of(task.name)) <= self._known[section]
-        return self._found[section].get(task.name, {}) if known else {}
+        """The figures of a section for a task, where all networks that answered are known to it; {} elsewhere."""
+        asked = set(analysis.readings_of(task.name))
+        return next((found.get(task.name, {}) for found, known in self._measured(section) if asked <= known), {})
+
+    def _measured(self, section: str) -> list[tuple[dict, set[str]]]:
+        """Of each set of weights, the figures of a section and the networks whose weights it was measured of."""
+        return [one[section] for one in self._sets]
 
     def _agreement(self, task: Task, analysis: Analysis) -> dict[str, dict]:
         """{split: figures} where they were measured of exactly the networks that answered."""
@@ -104,17 +116,27 @@ class Claims:
         """A sentence on how much of such heatmaps lies on lesions, and by which explainer most does; "" without any."""
         if not analysis.readings:
             return ""
-        lesions, title = self._found["localisation"], get_explainer(analysis.explainer).title
-        known = sorted(set(analysis.readings) & self._known["localisation"] & set(lesions.get("models", {})))
-        measured = [lesions["models"][name] for name in known]
+        told = [self._on_lesions(analysis, *measured) for measured in self._measured("localisation")]
+        title = get_explainer(analysis.explainer).title
+        return (
+            " ".join(filter(None, told))
+            or f"Whether heatmaps by {title} lie on lesions was not measured of these networks."
+        )
+
+    def _on_lesions(self, analysis: Analysis, lesions: dict, measured_of: set[str]) -> str:
+        """The sentence on those networks that one set's figures are of; "" where there is none."""
+        known = sorted(set(analysis.readings) & measured_of & set(lesions.get("models", {})))
+        measured, title = [lesions["models"][name] for name in known], get_explainer(analysis.explainer).title
         by = {
             name: [figures[name]["enrichment"]["value"] for figures in measured]
             for name in list_explainers()
             if known and all(name in figures for figures in measured)
         }
         if analysis.explainer not in by:
-            return f"Whether heatmaps by {title} lie on lesions was not measured of these networks."
+            return ""
         whose = "these networks" if len(known) == len(analysis.readings) else f"{len(known)} of these networks"
+        if len(self._sets) > 1 and len(known) == 1 < len(analysis.readings):
+            whose = " ".join(titles(known[0])[:2])
         best = max(by, key=lambda name: sum(by[name]))
         most = "" if best == analysis.explainer else f", by {get_explainer(best).title} {_range(by[best])} times"
         return (

@@ -36,7 +36,7 @@ def add_endpoints(networks: Networks, uploads: Uploads) -> None:
             together.
         """
         try:
-            return networks.analyze(uploads.read(file)).to_dict()
+            return networks.analyze(uploads.read(file), models=networks.at_first()).to_dict()
         except (XRayError, WeightsError) as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -64,18 +64,18 @@ def add_endpoints(networks: Networks, uploads: Uploads) -> None:
             raise gr.Error(str(error), print_exception=False) from None
 
     def list_networks() -> list[dict]:
-        """The networks that are run.
+        """The networks that answer `/analyze` and `/batch`.
 
         Returns:
             [{"name", "task", "backbone", "attention": "" or its name, "classes", "input_size": pixels,
             "temperature", "sha256": of the weights, and after a "+" of their refitted last layer}]
         """
         try:
-            pipeline = networks.get()
+            pipeline, names = networks.get(), networks.at_first()
         except WeightsError as error:
             raise gr.Error(str(error), print_exception=False) from None
         found = []
-        for name in pipeline.models:
+        for name in names:
             entry = pipeline.entries[name]
             backbone, attention = split_name(entry["network"]["name"])  # `name` is the manifest's own
             found.append(

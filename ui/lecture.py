@@ -219,14 +219,15 @@ def accuracy_screen(show: Show) -> str:
     listed = f" ({', '.join(same)})" if same else ""
     said = [
         f"Without the lungs, <b>{len(same)} of {len(rows)}</b> networks name the same class as with them{listed}.",
-        *without_lungs(results_of(show.networks.weights)),
+        *without_lungs(*results_of(show.networks.weights)),
     ]
     return _screen(table, said)
 
 
-def without_lungs(results: Path) -> list[str]:
+def without_lungs(*results: Path) -> list[str]:
     """Sentences of HTML: the recorded accuracy of a network that is shown all but the lungs, against its like."""
-    controls = recorded(results / "evidence.json")["controls"]
+    measured = (recorded(folder / "evidence.json")["controls"] for folder in results)
+    controls = next(filter(None, measured), {})
     try:
         blind, shown, n = (controls["outside"], controls["lungs"], controls["outside"]["n"])
         accuracy, other = (_percent(c["accuracy"]) for c in (blind, shown))

@@ -37,20 +37,21 @@ _VALIDITY = (
 _HINT = "Accuracy (internal) and sensitivity (external), % (95 % CI over patients)."
 
 
-def models_page(weights: str | Path, results: str | Path) -> str:
+def models_page(weights: str | Path, *results: str | Path) -> str:
     """Every shipped network, by task: its evidence in one table, then a card that opens.
 
     Args:
         weights: folder with manifest.json, or a manifest file.
-        results: folder with evidence.json; figures of other weights than these are not shown.
+        results: folders with evidence.json, one for each set; figures of other weights than these are not shown.
     """
     try:
         entries = read_manifest(weights)
     except WeightsError as error:
         return f'<section class="models"><p>{escape(str(error))}</p></section>'
-    evidence = recorded(Path(results) / "evidence.json")
+    sets = [recorded(Path(folder) / "evidence.json") for folder in results]
     measured = {
-        name: evidence["models"][name]
+        name: (evidence["models"][name], evidence)
+        for evidence in sets
         for name, entry in entries.items()
         if evidence["models"].get(name, {}).get("sha256") == fingerprint(entry)
     }
@@ -61,10 +62,10 @@ def models_page(weights: str | Path, results: str | Path) -> str:
     for task in tasks:
         names = [name for name, entry in entries.items() if entry["task"] == task.name]
         names.sort(key=lambda name: order.get(entries[name]["network"]["name"], len(order)))
-        mine = {name: measured[name] for name in names if name in measured}
+        mine = {name: measured[name][0] for name in names if name in measured}
         title = f'<h2 class="task">{escape(task.title)} <span>{escape(task.paper)}</span></h2>'
         html += title if len(tasks) > 1 else ""
-        html += _overview(task, mine, evidence) if mine else ""
+        html += _overview(task, mine, measured[next(iter(mine))][1], explained=_EXTERNAL in html) if mine else ""
         html += "" if len(tasks) > 1 else _segmenter(entries)
         html += "".join(_card(task, name, entries[name], mine.get(name)) for name in names)
     html += _segmenter(entries) if len(tasks) != 1 else ""
@@ -95,7 +96,8 @@ def _table(head: list[str], rows: list[list[str]], caption: str) -> str:
     )
 
 
-def _overview(task: Task, measured: dict[str, dict], evidence: dict) -> str:
+def _overview(task: Task, measured: dict[str, dict], evidence: dict, explained: bool) -> str:
+    """The figures of one task's networks; `explained`: the page has said already what external X-rays are."""
     if not task.exclusive:
         return _findings(measured)
     controls = {
@@ -123,8 +125,10 @@ def _overview(task: Task, measured: dict[str, dict], evidence: dict) -> str:
     head = ["", f"internal test<br><small>n = {n}</small>"]
     head += [f"{escape(name)}, external<br><small>n = {of['all']['n']}</small>" for name, of in groups.items()]
     checks = f"<p><b>Validity checks.</b> {_VALIDITY}</p>" if controls else ""
-    known = _EXTERNAL + (_REFITTED if any(found.get("last_layer") for found in rated.values()) else "")
-    return f"<h2>External validation</h2><p>{known}</p>{checks}{_table(head, rows, _HINT)}"
+    known = "" if explained else _EXTERNAL
+    known += _REFITTED if any(found.get("last_layer") for found in rated.values()) else ""
+    told = f"<h2>External validation</h2><p>{known}</p>" if known else ""
+    return f"{told}{checks}{_table(head, rows, _HINT)}"
 
 
 def _external(found: dict, groups: dict) -> list[str]:

@@ -18,7 +18,7 @@ from manet_core.heatmap_means import HeatmapMean, load_means
 from manet_core.phantom import phantom
 from manet_core.preprocess import View, resize
 from manet_core.tasks import list_tasks
-from manet_core.weights import MANIFEST, read_manifest, task_of
+from manet_core.weights import MANIFEST, read_manifest, sets_of, task_of
 
 from .render import fit
 
@@ -32,14 +32,21 @@ EXPLANATIONS = {"concurrency_id": "explanations", "concurrency_limit": 4}
 COMPARISONS = {"concurrency_id": "comparisons", "concurrency_limit": 4}
 
 
-def results_of(weights: str | Path) -> Path:
-    """The folder with the figures of these weights: results/NAME for a manifest NAME.json that has one, or results."""
-    path = Path(weights)
-    if path.suffix != ".json":
-        return path.parent / "results"
-    results = path.parent.parent / "results"
-    own = results / path.stem
-    return own if path.name != MANIFEST and own.is_dir() else results
+def results_of(weights: str | Path) -> list[Path]:
+    """The folders with the figures of each set of these weights.
+
+    For a manifest NAME.json it is results/NAME where there is one, or else results.
+    """
+    try:
+        sets = sets_of(weights)
+    except WeightsError:
+        return []
+    folders = []
+    for path in sets:
+        results = path.parent.parent / "results"
+        own = results / path.stem
+        folders.append(own if path.name != MANIFEST and own.is_dir() else results)
+    return folders
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,14 @@ class Networks:
         """Names of the networks of these tasks; see `get`."""
         pipeline = self.get()
         return [name for name in pipeline.models if pipeline.entries[name]["task"] in tasks]
+
+    def at_first(self) -> list[str]:
+        """Names of the networks that answer where nobody chooses, of several joined sets the first one's; see `get`."""
+        models = self.get().models
+        if self.models is not None:
+            return models
+        first = read_manifest(sets_of(self.weights)[0])
+        return [name for name in models if name in first]
 
     def suited(self, explainer: str, models: list[str]) -> list[str]:
         """Those of `models` that an explainer can explain; see `get`."""

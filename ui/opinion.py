@@ -378,7 +378,7 @@ class OpinionTab:
     @cached_property
     def claims(self) -> Claims:
         """What is known of the networks' claims; first asked for when they are loaded."""
-        return Claims(results_of(self.networks.weights), self.networks.get().entries)
+        return Claims(self.networks.get().entries, *results_of(self.networks.weights))
 
     def _layers(self, film: Film, heatmaps: bool) -> str:
         return viewer.layers_text(film, self.networks.whole(), heatmaps, self.networks.means)

@@ -56,7 +56,7 @@ def build(
             with gr.Tab("Many X-rays") as many:
                 batch.batch_tab(networks, uploads)
             with gr.Tab("Models") as models_tab:
-                gr.HTML(models_page(weights, results_of(weights)), apply_default_css=False)
+                gr.HTML(models_page(weights, *results_of(weights)), apply_default_css=False)
         restored = opinion.connect([teach, many, models_tab])
         demo.load(opinion.check_weights, None, opinion.status, show_progress="hidden", api_visibility="private")
         demo.load(

@@ -1,4 +1,7 @@
-"""What it means when all networks of a task agree and are sure, and how often what they then claim is right."""
+"""What it means when all networks of a task agree and are sure, and how often what they then claim is right.
+
+A network that is alone agrees with itself, and claims what it is sure of.
+"""
 
 import numpy as np
 
@@ -71,11 +74,9 @@ def agreement(
 
 
 def measure(study: Study) -> dict:
-    """{task: {split: `agreement`}} on each of `SPLITS`, for each task with at least two networks."""
+    """{task: {split: `agreement`}} on each of `SPLITS`, for each task of which one answer holds."""
     out: dict[str, dict] = {}
     for task, names in study.tasks.items():
-        if len(names) < 2:
-            continue
         readings = {name: study.read(name) for name in names}
         first: Readings = readings[names[0]]
         for split in SPLITS:
@@ -87,7 +88,7 @@ def measure(study: Study) -> dict:
                 found = agreement(predicted, sure, first.target[rows], first.patients[rows], classes)
                 out.setdefault(task, {})[split] = found
     if not out:
-        raise NotMeasured("no task has two networks")
+        raise NotMeasured("no X-ray has a label of these tasks")
     return out
 
 
