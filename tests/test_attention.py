@@ -59,6 +59,13 @@ def test_all_arms_are_trained_once_and_reported(run, phantoms, random_weights, t
 
     monkeypatch.setattr(attention.classify, "train", again)
     run(*command)
+    for arm in list(names)[-2:]:
+        (out / arm / "0" / "result.json").unlink()
+    run(*command, "--trials", 3, "--report")
+    results = json.loads((record / "results.json").read_text(encoding="utf-8"))
+    assert list(results["arms"]) == list(names)[:-2], "those that are finished"
+    with pytest.raises(SystemExit, match="No finished efficientnet_lite0 below"):
+        run(attention, *common[:-1], tmp_path / "none", *tiny, "--report")
     with pytest.raises(SystemExit, match="another lr: choose another --out"):
         run(*command, "--lr", 0.5)
     with pytest.raises(SystemExit, match="1 or more"):

@@ -146,6 +146,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--backbone", choices=BACKBONES, default="efficientnet_lite0")
     p.add_argument("--trials", type=int, default=3, help="seeds of each, from 0")
+    p.add_argument("--report", action="store_true", help="train nothing: what the finished ones come to")
     p.add_argument(
         "--record", type=Path, metavar="DIR", help="write there too: results/attention also into docs/papers.md"
     )
@@ -157,6 +158,10 @@ def main() -> None:
         raise SystemExit("--trials must be 1 or more.")
     recipe, run = recipe_from(args, "classify"), run_from(args)
     wanted = [(arm, what, seed) for seed in range(args.trials) for arm, what in arms(args.backbone).items()]
+    if args.report:
+        wanted = [one for one in wanted if Path(run.out, one[0], str(one[2]), "result.json").exists()]
+    if not any(arm == args.backbone for arm, _, _ in wanted):
+        raise SystemExit(f"No finished {args.backbone} below {run.out}, with which to compare: leave --report away.")
     for number, (arm, (network, sees), seed) in enumerate(wanted, 1):
         print(f"training {number} of {len(wanted)}: {title(network, sees)}, seed {seed}", flush=True)
         mine = replace(recipe, model=network, sees=sees, seed=seed)
