@@ -142,6 +142,10 @@ COVID = register_task(
             "A network knows two answers only: every other disease is called one of them. A network of this task must "
             "not be asked about a patient who may have anything else."
         ),
+        sources=(
+            "As in the paper, the training X-rays of each class come from a source of their own. A high number may "
+            "thus reflect the source alone."
+        ),
     )
 )
 NIH14 = register_task(

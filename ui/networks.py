@@ -90,6 +90,7 @@ class Networks:
     def __init__(self, weights: str | Path, models: list[str] | None = None):
         self.means: dict[str, dict[str, HeatmapMean]] = {}
         self.weights, self.models, self._pipeline, self._random = weights, models, None, None
+        self._first: list[str] = []
         self._loading, self._turn, self._warm = threading.Lock(), threading.Lock(), False
         self._changed, self._urgent, self._answered = threading.Condition(), 0, 0.0
 
@@ -102,6 +103,8 @@ class Networks:
         with self._loading:
             if self._pipeline is None:
                 pipeline = Pipeline.load(self.weights, self.models)
+                first = read_manifest(sets_of(self.weights)[0]) if self.models is None else pipeline.models
+                self._first = [name for name in pipeline.models if name in first]
                 self.means = load_means(self.weights, pipeline.entries)
                 self._pipeline = pipeline
             return self._pipeline
@@ -134,11 +137,8 @@ class Networks:
 
     def at_first(self) -> list[str]:
         """Names of the networks that answer where nobody chooses, of several joined sets the first one's; see `get`."""
-        models = self.get().models
-        if self.models is not None:
-            return models
-        first = read_manifest(sets_of(self.weights)[0])
-        return [name for name in models if name in first]
+        self.get()
+        return self._first
 
     def suited(self, explainer: str, models: list[str]) -> list[str]:
         """Those of `models` that an explainer can explain; see `get`."""
