@@ -114,10 +114,11 @@ def markdown(results: dict) -> str:
     lines += [
         f"* {recipe['epochs']} epochs at {recipe['size']} pixels, batches of {recipe['batch']}, learning rate"
         f" {recipe['lr']:g}, augmentation {recipe['augment']}; {start}.",
-        f"* n = {any_['n']} (test, one class each), {any_['external']} (external); seeds"
-        f" {', '.join(map(str, any_['seeds']))}.",
+        f"* n = {any_['n']} (test, one class each), {any_['external']} (external).",
         f"* A training took {results['minutes']:.0f} minutes (median; {results['device'].upper()}).",
     ]
+    if any(len(f["seeds"]) == 1 for f in found.values()):
+        lines.append("* The interval of a single seed leaves out how much another seed would differ.")
     return "\n".join(lines) + "\n"
 
 
@@ -163,7 +164,7 @@ def main() -> None:
     if not any(arm == args.backbone for arm, _, _ in wanted):
         raise SystemExit(f"No finished {args.backbone} below {run.out}, with which to compare: leave --report away.")
     for number, (arm, (network, sees), seed) in enumerate(wanted, 1):
-        print(f"training {number} of {len(wanted)}: {title(network, sees)}, seed {seed}", flush=True)
+        print(f"{number} of {len(wanted)}: {title(network, sees)}, seed {seed}", flush=True)
         mine = replace(recipe, model=network, sees=sees, seed=seed)
         train(mine, replace(run, out=f"{run.out}/{arm}/{seed}"))
     results = measure(recipe, run, args.backbone, args.trials)
