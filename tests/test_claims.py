@@ -195,12 +195,11 @@ def test_heatmaps_are_told_with_what_lies_on_lesions(claims, tmp_path):
 def test_of_joined_sets_each_tells_of_its_own_networks(claims, tmp_path):
     guided, other = tmp_path / "guided", {"g": {"sha256": 64 * "7"}}
     guided.mkdir()
-    of = {"g": fingerprint(other["g"])}
+    of, claim = {"g": fingerprint(other["g"])}, {"n": 50, "found": share(0.6)}
+    unsure = {"unsure": {"n": 20, "accuracy": share(0.5)}}
     evidence = {
         "localisation": {"n": 51, "models": {"g": {"gradcam": {"enrichment": share(1.2)}}}},
-        "agreement": {
-            "guided": {"external": {"models": ["g"], "claims": {"Pneumonia": {"n": 50, "found": share(0.6)}}}}
-        },
+        "agreement": {"guided": {"external": {"models": ["g"], "claims": {"Pneumonia": claim}, "groups": unsure}}},
         "measured_of": dict.fromkeys(("agreement", "localisation"), of),
     }
     (guided / "evidence.json").write_text(json.dumps(evidence))
@@ -208,6 +207,9 @@ def test_of_joined_sets_each_tells_of_its_own_networks(claims, tmp_path):
     both = analysis(a="COVID-19", b="COVID-19")
     both.readings["g"] = Reading({"Pneumonia": 1.0}, "Pneumonia", {}, {}, {}, (7, 7), {}, "guided")
     html = summary(both, joined)
+    reading = replace(both.readings["g"], probabilities={"Pneumonia": 0.5}, operating_point=0.6)
+    (doubt,) = joined.doubts(replace(both, readings={"g": reading}))
+    assert doubt.endswith("on which it was no surer, it was right in 50% (45–55) (n = 20).")
     assert "62% (57–67) of those labelled COVID-19" in html and "60% (55–65) of those labelled Pneumonia" in html
     told = joined.on_heatmaps(both)
     assert "On 71 X-rays" in told and "heatmaps of 2 of these networks by Grad-CAM put 0.9 to 1.0 times" in told

@@ -102,10 +102,11 @@ class Claims:
             said = ", ".join(f"{reading.probabilities[reading.predicted]:.0%}" for reading in readings)
             (name,), points = analysis.votes_of(task.name), [reading.operating_point for reading in readings]
             needed = " to ".join(f"{point:.0%}" for point in dict.fromkeys((min(points), max(points))))
-            who = "The network says" if len(points) == 1 else f"All {len(points)} networks say"
+            alone = len(points) == 1
+            who, then = ("The network says", "it was") if alone else (f"All {len(points)} networks say", "they were")
             group = "unsure"
             why = f"{who} {shown_name(name)}, but not surely enough ({said}; a claim needs {needed})."
-            right = "On {} on which they were no surer, they were right in {} (n = {})."
+            right = f"On {{}} on which {then} no surer, {then} right in {{}} (n = {{}})."
         for split, place in _PLACES.items():
             found = self._agreement(task, analysis).get(split, {}).get("groups", {}).get(group)
             if found and found["n"] >= _FEWEST:
