@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from manet_core.tasks import MANET
 from train import attention
@@ -70,3 +71,10 @@ def test_all_arms_are_trained_once_and_reported(run, phantoms, random_weights, t
         run(*command, "--lr", 0.5)
     with pytest.raises(SystemExit, match="1 or more"):
         run(*command, "--trials", 0)
+
+
+def test_the_recorded_tables_are_drawn_from_their_results():
+    folder = ROOT / "results" / "attention"
+    drawn = attention.markdown(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    assert (folder / "tables.md").read_text(encoding="utf-8") == drawn
+    assert drawn in (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")

@@ -192,6 +192,36 @@ def test_what_is_said_of_training_end_to_end_is_in_its_results():
     assert f"IoU falls by {-100 * iou['value']:.1f} points ({between(less)})" in folded(PAPERS)
 
 
+def test_what_is_said_of_attentions_with_three_seeds_is_in_their_results():
+    results = result("attention/results")
+    arms, plain = results["arms"], results["arms"]["efficientnet_lite0"]
+    assert all(len(arms[f"efficientnet_lite0{w}"]["seeds"]) == 3 for w in ("", "_ma", "_nma", "_cbam", "_outside"))
+    assert (results["recipe"]["size"], results["recipe"]["epochs"]) == (128, 4)
+
+    def less(which: str, figure: str) -> str:
+        gap = arms[f"efficientnet_lite0_{which}"]["minus_first"][figure]
+        return "{:.1f} ({:.1f} to {:.1f}".format(*(-100 * gap[end] for end in ("value", "high", "low")))
+
+    for text in (PAPERS, README):
+        value, bounds = less("nma", "accuracy").split(" (")
+        assert f"{value} points less accurate than the plain network ({bounds})" in folded(text)
+        assert less("ma", "accuracy") in folded(text) and less("cbam", "accuracy") in folded(text)
+    for which in ("ma", "nma", "cbam"):
+        for figure in ("test_groups", "external_groups"):
+            gap = arms[f"efficientnet_lite0_{which}"]["minus_first"][figure]
+            assert gap["low"] < 0 < gap["high"], "no difference can be told"
+    blind = arms["efficientnet_lite0_outside"]["accuracy"]["value"]
+    said = f"right on {100 * blind:.1f} % of the test X-rays, with them on {100 * plain['accuracy']['value']:.1f} %"
+    assert said in folded(PAPERS)
+    value, bounds = less("outside", "accuracy").split(" (")
+    assert f"{value} points more ({bounds})" in folded(PAPERS)
+    assert f"{value} points ({bounds}) more accurate on the test split" in folded(CARD)
+    value, bounds = less("outside", "test_groups").split(" (")
+    assert f"it is {value} points ({bounds}) on test and {less('outside', 'external_groups')})" in folded(PAPERS)
+    last = last_map(create_classifier("efficientnet_lite0_ma", 5), 128)
+    assert f"its last map keeps {last:.3f}, at 224 pixels 0.36" in folded(PAPERS)
+
+
 def test_what_is_said_of_agreement_is_in_the_evidence():
     found = result("evidence")["agreement"]["manet"]["external"]
     groups, wrong = found["groups"], found["claims"]["COVID-19"]
