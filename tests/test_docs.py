@@ -216,6 +216,8 @@ def test_what_is_said_of_attentions_with_three_seeds_is_in_their_results():
     value, bounds = less("outside", "accuracy").split(" (")
     assert f"{value} points more ({bounds})" in folded(PAPERS)
     assert f"{value} points ({bounds}) more accurate on the test split" in folded(CARD)
+    shape = arms["efficientnet_lite0_shape"]["accuracy"]
+    assert f"alone allows {100 * shape['value']:.1f} % ({between(shape)})" in folded(PAPERS)
     value, bounds = less("outside", "test_groups").split(" (")
     assert f"it is {value} points ({bounds}) on test and {less('outside', 'external_groups')})" in folded(PAPERS)
     last = last_map(create_classifier("efficientnet_lite0_ma", 5), 128)
