@@ -216,6 +216,15 @@ def test_what_is_said_of_attentions_with_three_seeds_is_in_their_results():
     value, bounds = less("outside", "accuracy").split(" (")
     assert f"{value} points more ({bounds})" in folded(PAPERS)
     assert f"{value} points ({bounds}) more accurate on the test split" in folded(CARD)
+    whole = arms["efficientnet_lite0_whole"]
+    more, worse = whole["minus_first"]["accuracy"], less("whole", "external_groups").split(" (")
+    points = f"{100 * more['value']:.1f} points"
+    for text in (PAPERS, README):
+        assert points in folded(text) and f"({between(more)}; one seed)" in folded(text) and whole["seeds"] == [0]
+        assert f"{worse[0]} points worse" in folded(text) and f"({worse[1]}; mean over classes and sources)" in folded(
+            text
+        )
+    assert f"it is {points} more accurate there and {worse[0]} worse on external X-rays" in folded(CARD)
     shape = arms["efficientnet_lite0_shape"]["accuracy"]
     assert f"alone allows {100 * shape['value']:.1f} % ({between(shape)})" in folded(PAPERS)
     value, bounds = less("outside", "test_groups").split(" (")
