@@ -40,7 +40,7 @@ from manet_core.weights import sha256
 from . import classify, imagenet, run_verb
 from .data import LungPictures, lung_pictures, state
 from .engine import device_of, start_from
-from .measures.markdown import percent, table
+from .measures.markdown import percent, table, write_results
 from .measures.statistics import bootstrap_weights, mean, mean_over_trials, proportion
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
 from .record import fingerprint
@@ -379,10 +379,7 @@ def main() -> None:
     order = [*COMPOSITIONS, *NETWORKS]
     runs.sort(key=lambda r: (order.index(r["composition"]), order.index(r["network"]), r["trial"]))
     results = summarise(runs, rows)
-    for folder in filter(None, (Path(args.out), args.record)):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (folder / "tables.md").write_text(markdown(results), encoding="utf-8")
+    write_results(results, markdown(results), Path(args.out), args.record)
     if args.record:
         lines = ",\n".join(map(json.dumps, runs))
         (args.record / "runs.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from manet_core.networks.registry import human_name
 
 from . import classify, run_verb
 from .measures.controls import FIGURES, SHOWN, figures, over_seeds
-from .measures.markdown import percent, table, write_among_papers
+from .measures.markdown import percent, table, write_among_papers, write_results
 from .measures.statistics import interval
 from .measures.study import Readings, Study
 from .recipe import Recipe, Run, add_options, add_run_options, recipe_from, run_from
@@ -168,10 +168,7 @@ def main() -> None:
         mine = replace(recipe, model=network, sees=sees, seed=seed)
         train(mine, replace(run, out=f"{run.out}/{arm}/{seed}"))
     results = measure(recipe, run, args.backbone, args.trials)
-    for folder in filter(None, (Path(run.out), args.record)):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (folder / "tables.md").write_text(markdown(results), encoding="utf-8")
+    write_results(results, markdown(results), Path(run.out), args.record)
     if args.record:
         write_among_papers(args.record, "attention", markdown(results))
     print(markdown(results))

@@ -39,7 +39,7 @@ from . import broad, run_verb
 from .classify import class_loss, figures, predict
 from .data import LungPictures, Pictures, draw_weights, predicted_lungs
 from .engine import device_of, fit, memory_format
-from .measures.markdown import percent, table, write_among_papers
+from .measures.markdown import percent, table, write_among_papers, write_results
 from .measures.statistics import bootstrap_weights, group_means, interval, spread
 from .recipe import Recipe, Run, add_run_options, run_from, setting
 from .segment import convention, dice_loss, intersection_over_union
@@ -401,10 +401,7 @@ def main() -> None:
     if set(args.arms) != set(ARMS):
         return
     results = measure(every, args.test)
-    for folder in filter(None, (Path(run.out), args.record)):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (folder / "tables.md").write_text(markdown(results), encoding="utf-8")
+    write_results(results, markdown(results), Path(run.out), args.record)
     if args.record:
         write_among_papers(args.record, "e2e", markdown(results))
     print(markdown(results))

@@ -1,5 +1,6 @@
-"""Markdown of figures: how a number with its interval is written, a table, and a block within a document."""
+"""Markdown of figures: how a number with its interval is written, a table, a block within a document, and its files."""
 
+import json
 import re
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def write_among_papers(folder: Path, name: str, text: str) -> None:
     page = folder.parent.with_name("docs") / "papers.md"
     if page.exists():
         write_between(page, name, text)
+
+
+def write_results(results: dict, text: str, *folders: Path | None) -> None:
+    """results.json and tables.md, the second with `text`, into each folder; None is passed over."""
+    for folder in filter(None, folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (folder / "tables.md").write_text(text, encoding="utf-8")
 
 
 def compared(what: str, runs: list[tuple[str, str, dict, dict]]) -> list[str]:
