@@ -11,9 +11,11 @@ What was done for the shipped weights: see weights/MODEL_CARD.md.
 """
 
 import argparse
+from functools import partial
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +25,7 @@ from manet_core import create_classifier, list_models
 from manet_core.networks.registry import spec
 from manet_core.tasks import Task, get_task, list_tasks
 
-from . import broad, imagenet, run_verb
+from . import broad, findings, imagenet, run_verb
 from .complexity import last_map
 from .data import LungPictures, RawPictures, draw_weights, lung_pictures
 from .engine import autocast, device_of, fit, memory_format, start_from
@@ -128,6 +130,8 @@ def train(recipe: Recipe, run: Run) -> dict:
     """Train `recipe.model`; what `fit` returns and leaves in `run.out`."""
     torch.manual_seed(recipe.seed)
     task, device = get_task(recipe.task), device_of(run)
+    if recipe.findings and not (task.exclusive and 0 < recipe.findings < 1):
+        raise SystemExit("--findings takes a share between 0 and 1, and only beside a task with one answer.")
     net = create_classifier(recipe.model, num_classes=len(task.classes))
     left = last_map(net, recipe.size)
     if left is not None and left < FADED:
@@ -147,33 +151,37 @@ def train(recipe: Recipe, run: Run) -> dict:
         from .augment import augmentation  # not before: the broad augmentation needs no albumentations
 
         steps = augmentation(30, True, recipe.augment)
-    train_set: Dataset = lung_pictures(recipe, run, *task.splits, task=task, augment=steps)
+    train_set = lung_pictures(recipe, run, *task.splits, task=task, augment=steps)
     val_set = lung_pictures(recipe, run, "val", task=task)
     shown = train_set.pictures.index.iloc[train_set.rows]
     index = val_set.pictures.index.iloc[val_set.rows]
     groups = (index.label + " of " + index.source).to_numpy()
     draw = draw_weights(shown.label, shown.source, recipe.balance, recipe.balance_classes) if task.exclusive else None
+    if recipe.findings:
+        findings.add_outputs(net, load_file(recipe.init) if recipe.init else None)
+        train_set, draw = findings.add_pictures(train_set, recipe, run, draw)
+    shown_set: Dataset = raw_pictures(train_set, device) if on_device else train_set
     held = list(val_set) if on_device else val_set  # decoded once, as they do not change
-    if on_device:
-        train_set = raw_pictures(train_set, device)
     draws, layout = broad.Draws(recipe.seed, device), memory_format(recipe, device)
+    of_class = partial(class_loss, task=task, smoothing=recipe.label_smoothing)
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
         if on_device:
             images, masks, boxes, target = batch
             with torch.autocast(device.type, enabled=False):
-                generator = draws.of(train_set.epoch)
+                generator = draws.of(shown_set.epoch)
                 images, masks = broad.broad(images.float() / 255, masks.float(), boxes, recipe.size, generator)
                 images = broad.shown(images, masks, recipe.sees)
         else:
             images, masks, target = batch
-        return class_loss(net(images.to(memory_format=layout), masks), target, task, recipe.label_smoothing)
+        logits = net(images.to(memory_format=layout), masks)
+        return findings.joint_loss(logits, target, of_class) if recipe.findings else of_class(logits, target)
 
     def validate(net: nn.Module, device: torch.device) -> dict[str, float]:
         predicted = predict(net, held, device, autocast(recipe, device), task)
         return figures(predicted, val_set.targets, val_set.labels, groups, task)
 
-    return fit(recipe, run, net, train_set, loss, validate, draw)
+    return fit(recipe, run, net, shown_set, loss, validate, draw, findings.kept)
 
 
 def options(description: str) -> argparse.ArgumentParser:

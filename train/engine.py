@@ -69,9 +69,9 @@ def start_from(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     return untouched
 
 
-def save_weights(net: nn.Module, path: Path) -> None:
-    """Write float32 weights; the file has its name only once it is complete."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+def save_weights(net: nn.Module, path: Path, keep: Callable[[dict], dict] = dict) -> None:
+    """Write float32 weights, those of the state dict that `keep` returns; the file has its name once it is complete."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in keep(net.state_dict()).items()}
     save_file(state, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
 
@@ -140,6 +140,7 @@ def fit(
     loss: Callable[[nn.Module, tuple], Tensor],
     validate: Callable[[nn.Module, torch.device], dict[str, float]],
     draw: Tensor | None = None,
+    keep: Callable[[dict], dict] = dict,
 ) -> dict:
     """Train `net`; leave out/best.safetensors, out/log.csv and out/result.json behind.
 
@@ -152,6 +153,7 @@ def fit(
         loss: (net, batch) -> scalar.
         validate: (net, device) -> figures, after every epoch, on the main process.
         draw: weights (len(train_set),) with which pictures are drawn; None: each once an epoch.
+        keep: state dict -> what best.safetensors holds of it.
 
     Returns:
         The content of result.json: the figures of the best epoch, its number, seconds.
@@ -238,7 +240,7 @@ def fit(
                 history.append(row)
                 accelerator.print({k: round(v, 4) for k, v in row.items()})
                 if best_of(history, recipe) is row:
-                    save_weights(kept, out / "best.safetensors")
+                    save_weights(kept, out / "best.safetensors", keep)
                 _write_log(out / "log.csv", history)
                 state = {
                     "net": net.state_dict(),

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from manet_core.networks.graph import OPSET, UnknownOperation, to_onnx
 from manet_core.networks.registry import spec
-from manet_core.tasks import get_task
+from manet_core.tasks import NIH14, get_task
 from manet_core.weights import (
     MANIFEST,
     SEGMENT,
@@ -54,7 +54,10 @@ def entry(run: Path, file: Path) -> dict:
     else:
         task = get_task(recipe.task)
         known = index[task.column].map(task.knows)
-        rows = index[index.split.isin(task.splits) & known & of_sources(index, recipe.sources)]
+        learnt = index.split.isin(task.splits) & known
+        if recipe.findings:
+            learnt |= index.split.isin(NIH14.splits) & index[NIH14.column].map(NIH14.knows)
+        rows = index[learnt & of_sources(index, recipe.sources)]
         network, classes = {"name": recipe.model}, list(task.classes)
         shown = "X-ray" if recipe.sees == "whole" else "X-ray × cleaned lung mask"
         preprocessing = {"size": recipe.size, "range": [-1, 1], "input": shown, "sees": recipe.sees}

@@ -54,6 +54,9 @@ class Recipe:
     crop: float | None = setting(None, "cut out the lungs' box, enlarged by this share of its sides")
     sees: str = setting("lungs", "what is shown; all but what the network is made for are controls", SEES)
     sources: str | None = setting(None, "only X-rays of these sources, joined by commas", paper=False)
+    findings: float = setting(
+        0.0, "share of the draws that are X-rays with known findings, learnt as further outputs that are then dropped"
+    )
     split: str = setting("patient", "what training and test do not share", ("patient", "image"), paper=False)
     width: int = setting(32, "segmenter: channels of the first level", paper=False)
     conventions: int = setting(1, "segmenter: outputs, one for each convention of the annotators (1 or 2)")
@@ -167,7 +170,7 @@ RECIPES = {
 
 _UNKNOWN_TO = {  # settings that a verb does not have
     "segment": ("task", "model", "split", "sees", "sources", "crop", "working", "imagenet", "label_smoothing",
-                "balance_classes"),
+                "balance_classes", "findings"),
     "classify": ("width", "conventions"),
 }  # fmt: skip
 
