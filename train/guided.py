@@ -298,7 +298,7 @@ def main() -> None:
             text = f"{f.metadata['help']} (default: {f.default})"
             group.add_argument("--" + f.name.replace("_", "-"), default=f.default, help=text, **kind)
     add_run_options(p)
-    left_out = ("task", "model", "init", "augment", "working", "crop", "sees", "sources", "split")
+    left_out = ("task", "model", "init", "augment", "working", "crop", "sees", "sources", "split", "findings")
     add_options(p, "classify", leave_out=left_out)
     p.set_defaults(recipe="guided")
     args = p.parse_args()
