@@ -799,3 +799,17 @@ def test_epoch_sampler_is_a_permutation_or_follows_its_weights():
     weighted = engine.EpochSampler(10_000, 0, torch.tensor([1.0] * 5_000 + [3.0] * 5_000))
     assert np.mean(np.array(list(weighted)) >= 5_000) == pytest.approx(0.75, abs=0.02)
     assert len(list(DataLoader(range(100), 7, sampler=sampler, drop_last=True))) == 14
+    numbered = list(engine.EpochSampler(10_000, 0, weighted.weights, numbered=True))
+    assert [number % 10_000 for number in numbered] == list(weighted)
+    assert len(set(numbered)) == 10_000, "each time that a row is drawn has a number of its own"
+
+
+def test_a_picture_drawn_twice_in_an_epoch_is_augmented_twice(phantoms, random_weights, tmp_path):
+    pictures = Pictures(phantoms, 64, tmp_path)
+    rows = pictures.rows("train", labelled=True)
+    lungs = predicted_lungs(pictures, random_weights, rows)
+    plain = LungPictures("classify", pictures, rows, lungs)
+    n = len(plain)
+    assert all(map(torch.equal, plain[2][:2], plain[2 + n][:2])) and np.array_equal(plain[2][2], plain[2 + n][2])
+    turned = LungPictures("classify", pictures, rows, lungs, augmentation(30, True, "paper"))
+    assert not torch.equal(turned[2][0], turned[2 + n][0]) and torch.equal(turned[2 + n][0], turned[2 + n][0])

@@ -206,7 +206,8 @@ class LungPictures(Dataset):
 
     What is drawn for an item depends on (seed, epoch, item) alone, not on the
     number of workers or on what was drawn before, so an interrupted training
-    goes on as if it had not been interrupted.
+    goes on as if it had not been interrupted. Item i + k · len is the picture
+    of item i with another draw, for the k-th time more that an epoch shows it.
 
     Args:
         task: "segment" gives (image in [0, 1], mask), float32 (1, S, S);
@@ -254,7 +255,7 @@ class LungPictures(Dataset):
             self.lungs = np.load(self.lungs, mmap_mode="r")
 
     def __getitem__(self, item: int) -> tuple:
-        row = self.rows[item]
+        row = self.rows[item % len(self)]
         image, mask = np.array(self.pictures.images[row]), np.array(self.lungs[row], np.uint8)
         if self.augment is not None:
             for step, transform in enumerate(self.augment.transforms):
@@ -274,7 +275,11 @@ class LungPictures(Dataset):
         box = self.view.box(mask > 0)
         image, mask = self.view.cut(image, box), self.view.cut(mask.astype(np.float32), box) > 0.5
         seen = network_input(image, mask, self.sees, rng)
-        return torch.from_numpy(seen)[None], torch.from_numpy(mask.astype(np.float32))[None], self.targets[item]
+        return (
+            torch.from_numpy(seen)[None],
+            torch.from_numpy(mask.astype(np.float32))[None],
+            self.targets[item % len(self)],
+        )
 
 
 class RawPictures(Dataset):

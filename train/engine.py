@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -36,11 +37,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 class EpochSampler(Sampler):
     """A random order that depends on (seed, epoch) alone, the same in every process.
 
-    With `weights` (one a row), rows are drawn with replacement in proportion to them.
+    With `weights` (one a row), rows are drawn with replacement in proportion to them; where they are `numbered`, a row
+    that comes for the k-th time has k − 1 times the length added, so that it can be augmented another way.
     """
 
-    def __init__(self, length: int, seed: int, weights: Tensor | None = None):
-        self.length, self.seed, self.weights, self.epoch = length, seed, weights, 0
+    def __init__(self, length: int, seed: int, weights: Tensor | None = None, numbered: bool = False):
+        self.length, self.seed, self.weights, self.numbered, self.epoch = length, seed, weights, numbered, 0
 
     def __len__(self) -> int:
         return self.length
@@ -49,7 +51,13 @@ class EpochSampler(Sampler):
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         if self.weights is None:
             return iter(torch.randperm(self.length, generator=generator).tolist())
-        return iter(torch.multinomial(self.weights, self.length, replacement=True, generator=generator).tolist())
+        drawn = torch.multinomial(self.weights, self.length, replacement=True, generator=generator).tolist()
+        if self.numbered:
+            before: Counter = Counter()
+            for place, row in enumerate(drawn):
+                drawn[place] += self.length * before[row]
+                before[row] += 1
+        return iter(drawn)
 
 
 def start_from(net: nn.Module, weights: dict[str, Tensor]) -> list[str]:
@@ -189,8 +197,8 @@ def fit(
     if device.type == "cuda" and accelerator.num_processes > 1:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # statistics of the whole batch, as with one GPU
     optimizer = _optimizer(recipe, net)
-    sampler = EpochSampler(len(train_set), recipe.seed, draw)
     batched = hasattr(train_set, "__getitems__")  # such a set gives whole batches, where it keeps them
+    sampler = EpochSampler(len(train_set), recipe.seed, draw, numbered=not batched)
     loader = DataLoader(
         train_set,
         recipe.batch,
