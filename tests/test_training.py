@@ -810,6 +810,7 @@ def test_a_picture_drawn_twice_in_an_epoch_is_augmented_twice(phantoms, random_w
     lungs = predicted_lungs(pictures, random_weights, rows)
     plain = LungPictures("classify", pictures, rows, lungs)
     n = len(plain)
+    assert len(list(plain)) == n == len(rows)
     assert all(map(torch.equal, plain[2][:2], plain[2 + n][:2])) and np.array_equal(plain[2][2], plain[2 + n][2])
     turned = LungPictures("classify", pictures, rows, lungs, augmentation(30, True, "paper"))
     assert not torch.equal(turned[2][0], turned[2 + n][0]) and torch.equal(turned[2 + n][0], turned[2 + n][0])

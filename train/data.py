@@ -9,6 +9,7 @@ the same (`train.shards`). Pictures are decoded once, by the same
 
 import hashlib
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -243,6 +244,9 @@ class LungPictures(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple]:
+        return (self[item] for item in range(len(self)))  # as there is no last number, nothing else would end it
 
     def __getstate__(self) -> dict:
         """For loader processes: a memory-mapped mask is opened again by its path, not copied."""
