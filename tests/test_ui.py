@@ -239,7 +239,8 @@ def test_what_is_newer_ends_what_is_older():
     assert told and set(told) == {(0, 1)}
 
 
-def test_older_work_tells_nothing_once_there_is_newer():
+def test_older_work_tells_nothing_once_there_is_newer(monkeypatch):
+    monkeypatch.setattr("ui.newest._PATIENCE", 0.05)  # the older one waits here for good, as of a page that was closed
     newest, told, go, late = Newest(), threading.Event(), threading.Event(), []
 
     def work(progress):
@@ -255,6 +256,27 @@ def test_older_work_tells_nothing_once_there_is_newer():
     with pytest.raises(Superseded):
         late.extend(older)
     assert late == []
+
+
+def test_a_step_on_its_way_to_the_page_comes_before_the_result_of_what_is_newer():
+    newest, go = Newest(), threading.Event()
+
+    def work(progress):
+        progress(0, 2)
+        go.wait(10)
+        progress(1, 2)
+
+    older = newest.run("page", work, lambda *step: step)
+    assert next(older) == (0, 2), "left, and the page has not got it yet"
+    with ThreadPoolExecutor(1) as pool:
+        newer = pool.submit(list, newest.run("page", lambda progress: "result", lambda *step: step))
+        with pytest.raises(TimeoutError):
+            newer.result(0.3)
+        go.set()
+        with pytest.raises(Superseded):
+            next(older)  # the page has it
+        assert newer.result(2) == []
+    assert not newest._telling, "nothing is kept of a page without work"
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -1,12 +1,15 @@
 """Long work of which only a page's newest request counts: told step by step, ended by a newer one."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
+from threading import Lock
 from typing import TypeVar
 
 Step = TypeVar("Step")
 Result = TypeVar("Result")
+_PATIENCE = 5.0  # seconds for what a page is told to reach it; a page that was closed takes nothing any more
 
 
 class Superseded(Exception):
@@ -18,6 +21,7 @@ class Newest:
 
     def __init__(self):
         self._wanted: dict[str, object] = {}  # session: a token of its newest request
+        self._telling: dict[str, Lock] = {}  # session: held from a step's leaving until the page has it
 
     def forget(self, session: str) -> None:
         """End what a page has asked for."""
@@ -39,7 +43,7 @@ class Newest:
         Raises:
             Superseded: the result is no longer wanted.
         """
-        mine, steps = object(), SimpleQueue()
+        mine, steps, telling = object(), SimpleQueue(), self._telling.setdefault(session, Lock())
         self._wanted[session] = mine
 
         def go_on() -> None:
@@ -60,9 +64,24 @@ class Newest:
                 job = pool.submit(wanted)
                 job.add_done_callback(lambda _: steps.put(None))
                 while step := steps.get():
-                    if self._wanted.get(session) is mine:  # or what is older would cover what is newer
-                        yield told(*step)
-            return job.result()
+                    with _held(telling):
+                        if self._wanted.get(session) is mine:  # or what is older would cover what is newer
+                            yield told(*step)
+            result = job.result()
+            with _held(telling):  # a step of what is older, on its way since before, comes first
+                return result
         finally:
             if self._wanted.get(session) is mine:
                 self.forget(session)
+                self._telling.pop(session, None)
+
+
+@contextmanager
+def _held(lock: Lock) -> Iterator[None]:
+    """The lock, or after `_PATIENCE` none."""
+    held = lock.acquire(timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()
