@@ -13,7 +13,7 @@ from manet_core.tasks import MANET, NIH14
 from train import classify, findings
 from train.classify import class_loss
 from train.data import lung_pictures
-from train.recipe import RECIPES, Run
+from train.recipe import Recipe, Run
 
 SMALL = ["--size", 64, "--batch", 8, "--device", "cpu", "--workers", 0]
 of_class = partial(class_loss, task=MANET, smoothing=0.05)
@@ -75,9 +75,7 @@ def test_the_loss_asks_each_xray_what_is_known_of_it():
 
 
 def test_findings_have_their_share_of_the_draws(with_findings, random_weights, tmp_path):
-    recipe = RECIPES["classify"]["broad"].__class__(
-        model="efficientnet_lite0", size=64, augment="flip", findings=0.35, balance=0.5
-    )
+    recipe = Recipe(model="efficientnet_lite0", size=64, augment="flip", findings=0.35)
     run = Run(str(with_findings), cache=str(tmp_path / "cache"), weights=str(random_weights))
     own = lung_pictures(recipe, run, "train", task=MANET)
     joined, draw = findings.add_pictures(own, recipe, run, None)

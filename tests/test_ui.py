@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gc
 import hashlib
 import io
 import json
@@ -276,6 +277,7 @@ def test_a_step_on_its_way_to_the_page_comes_before_the_result_of_what_is_newer(
         with pytest.raises(Superseded):
             next(older)  # the page has it
         assert newer.result(2) == []
+    gc.collect()
     assert not newest._telling, "nothing is kept of a page without work"
 
 

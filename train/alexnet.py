@@ -334,7 +334,7 @@ def main() -> None:
     p.add_argument("--report", action="store_true", help="train nothing")
     p.add_argument("--record", type=Path, metavar="DIR", help="keep results and answers there: results/alexnet")
     add_run_options(p)
-    add_options(p, "classify", leave_out=("task", "model", "seed", "sees", "sources", "split"))
+    add_options(p, "classify", leave_out=("task", "model", "seed", "sees", "sources", "split", "findings"))
     p.set_defaults(recipe="alexnet")
     args = p.parse_args()
     recipe, run = recipe_from(args, "classify"), run_from(args)

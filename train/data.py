@@ -259,7 +259,8 @@ class LungPictures(Dataset):
             self.lungs = np.load(self.lungs, mmap_mode="r")
 
     def __getitem__(self, item: int) -> tuple:
-        row = self.rows[item % len(self)]
+        place = item % len(self)
+        row = self.rows[place]
         image, mask = np.array(self.pictures.images[row]), np.array(self.lungs[row], np.uint8)
         if self.augment is not None:
             for step, transform in enumerate(self.augment.transforms):
@@ -279,11 +280,7 @@ class LungPictures(Dataset):
         box = self.view.box(mask > 0)
         image, mask = self.view.cut(image, box), self.view.cut(mask.astype(np.float32), box) > 0.5
         seen = network_input(image, mask, self.sees, rng)
-        return (
-            torch.from_numpy(seen)[None],
-            torch.from_numpy(mask.astype(np.float32))[None],
-            self.targets[item % len(self)],
-        )
+        return torch.from_numpy(seen)[None], torch.from_numpy(mask.astype(np.float32))[None], self.targets[place]
 
 
 class RawPictures(Dataset):

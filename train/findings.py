@@ -1,7 +1,7 @@
 """Findings learnt beside the classes, as further outputs that are dropped when the weights are kept.
 
-`train.classify --findings 0.35` draws that share of each batch from the X-rays whose findings are known (task `nih14`),
-those of its `pretrain` split included. Their source is one more hospital, with healthy people and many diseases, which
+Of the draws of `train.classify --findings 0.35` that share are X-rays whose findings are known (task `nih14`), those of
+the `pretrain` split included. Their source is one more hospital, with healthy people and many diseases, which
 the classes alone do not show: features that must also tell its findings can rely less on what tells the sources of the
 classes apart. The network that is validated and kept has the outputs of its task alone.
 """
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from manet_core.tasks import NIH14
 
-from .data import LungPictures, lungs_for
+from .data import LungPictures, lungs_for, of_sources
 from .measures.study import last_layer
 from .recipe import Recipe, Run
 
 FURTHER = "further."  # in the names of the weights that are not kept
-_WEIGHT = 4.0  # of a findings' loss, as the mean over 14 of them, most of them absent, is a quarter of a class's
+_WEIGHT = 4.0  # of the findings' loss, the mean over 14 of them, most of them absent; chosen, not tuned
 _HEALTHY = 0.3  # how often an X-ray without a finding is drawn, for each one with findings
 
 
@@ -78,16 +78,14 @@ def add_pictures(train_set: LungPictures, recipe: Recipe, run: Run, draw: Tensor
     """
     pictures = train_set.pictures
     rows = pictures.rows(*NIH14.splits, task=NIH14)
-    if recipe.sources:
-        rows = rows[pictures.index.source.iloc[rows].isin(recipe.sources.split(","))]
+    rows = rows[of_sources(pictures.index, recipe.sources)[rows]]
     if not len(rows):
         raise SystemExit("--findings needs training X-rays with findings in the index, and there are none.")
     targets = pictures.targets(rows, NIH14)
     both = np.concatenate([train_set.rows, rows])
     lungs = lungs_for(recipe.model, recipe.sees, pictures, run.weights, both)
-    joined = LungPictures(
-        *("classify", pictures, both, lungs, train_set.augment, recipe.seed, recipe.sees), view=train_set.view
-    )
+    same = {name: getattr(train_set, name) for name in ("task", "pictures", "augment", "seed", "sees", "view")}
+    joined = LungPictures(rows=both, lungs=lungs, **same)
     n, classes = train_set.targets.shape
     of_classes = np.concatenate([train_set.targets, np.zeros((len(rows), classes), np.float32)])
     of_findings = np.concatenate([np.full((n, len(NIH14.classes)), np.nan, np.float32), targets])

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Lock
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 Step = TypeVar("Step")
 Result = TypeVar("Result")
@@ -21,7 +22,8 @@ class Newest:
 
     def __init__(self):
         self._wanted: dict[str, object] = {}  # session: a token of its newest request
-        self._telling: dict[str, Lock] = {}  # session: held from a step's leaving until the page has it
+        # session: held from a step's leaving until the page has it; there as long as something runs
+        self._telling: WeakValueDictionary[str, Lock] = WeakValueDictionary()
 
     def forget(self, session: str) -> None:
         """End what a page has asked for."""
@@ -73,7 +75,6 @@ class Newest:
         finally:
             if self._wanted.get(session) is mine:
                 self.forget(session)
-                self._telling.pop(session, None)
 
 
 @contextmanager
