@@ -475,11 +475,12 @@ def _layers(analysis: Analysis, whole: tuple[str, ...] = (), heatmaps: bool = Tr
 def test_layers_have_masks_and_every_heatmap(readings):
     readings["resnet34_ma"] = replace(readings["resnet34_ma"], box=(0.125, 0.25, 0.875, 0.75))
     analysis = _analysis(readings)
-    found = _layers(analysis, ("alexnet", "alexnet_attn2"))
+    found = _layers(analysis, ("alexnet", "resnet34_ma"))
     assert _picture(found["mask"]).size == (800, 1024) == _picture(found["raw"]).size
     share = (np.asarray(_picture(found["mask"])) > 127).mean()
     assert share == pytest.approx(analysis.segmentation.cleaned.mean(), abs=0.01)
-    assert "the whole X-ray is shown to AlexNet, AlexNet (attention after two" in found["seen"]
+    assert found["seen"].endswith("; the whole X-ray is shown to ResNet-34 (mask attention (MA))")
+    assert _layers(analysis, ("alexnet",))["seen"] == "what the classifiers are shown"
     assert found["film"] == "key" and found["lead"] == "COVID-19" and found["claim"] == "COVID-19 by 4 of 4"
     assert [network["name"] for network in found["networks"]] == list(readings)
     masked = found["networks"][2]

@@ -173,7 +173,8 @@ def layers_text(
     analysis, size = film.analysis, render.fit(film.shape, _MASK_SIDE)
     lungs = analysis.segmentation
     right, left = (side.mean() for side in sides(lungs.cleaned))
-    but = f"; the whole X-ray is shown to {', '.join(map(render.called, whole))}" if whole else ""
+    others = [render.called(model) for model in analysis.readings if model in whole]
+    but = f"; the whole X-ray is shown to {', '.join(others)}" if others else ""
     found = {
         "film": film.key,
         "claim": claimed(analysis),
